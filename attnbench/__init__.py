@@ -1,0 +1,32 @@
+"""attnbench: verified, isolated, honestly timed comparisons of attention implementations.
+
+This is the whole interface for plugins; everything else is found in its module.
+"""
+
+from attnbench.hookspecs import hookimpl
+from attnbench.implementation import (
+    Capabilities,
+    Device,
+    Implementation,
+    Inputs,
+    Prepared,
+    Step,
+    differentiable,
+)
+from attnbench.problem import Direction, DType, Problem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Capabilities",
+    "DType",
+    "Device",
+    "Direction",
+    "Implementation",
+    "Inputs",
+    "Prepared",
+    "Problem",
+    "Step",
+    "differentiable",
+    "hookimpl",
+]

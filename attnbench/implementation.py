@@ -1,0 +1,225 @@
+"""What a plugin brings: `Implementation`, what it says it can do, and what it is handed to do it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from attnbench.problem import Direction, Problem
+
+if TYPE_CHECKING:
+    import torch
+
+Step = Callable[[], Any]
+"""Launches the work of one call and returns what the library returns; waits for it where the library is lazy."""
+
+FORMATS = ("bshd", "bhsd", "thd")
+"""Axis orders of q, k, v and the output: batch, sequence, heads, dim; thd is packed [tokens, H, D]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where a job runs. `kind` is `cpu` or `cuda`; its text is `cpu` or `cuda:0`."""
+
+    kind: str
+    index: int = 0
+    name: str = ""
+    memory_bytes: int = 0
+    compute_capability: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Seeded tensors of a problem in the format that the implementation asked for.
+
+    In `bshd`: q [B, Sq, Hq, D], k [B, Sk, Hk, D], v [B, Sk, Hk, Dv], dout [B, Sq, Hq, Dv]; `bhsd` swaps
+    the middle axes. All are contiguous in that order, and none requires a gradient. The harness writes
+    new values into the same storage between calls; see `Prepared.refresh`.
+    """
+
+    q: "torch.Tensor"
+    k: "torch.Tensor"
+    v: "torch.Tensor"
+    dout: "torch.Tensor | None" = None
+    """The gradient that flows into the output; None where the direction is forward."""
+
+
+def _identity(raw: Any) -> Any:
+    return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepare` returns. A plain callable is taken for one with only a step."""
+
+    step: Step
+    read: Callable[[Any], Any] = _identity
+    """Outside the clock: what `step` returned -> torch tensors in the implementation's format.
+
+    `forward` -> out; `backward` -> (dq, dk, dv); `forward_backward` -> (out, dq, dk, dv).
+    """
+    refresh: Callable[[], object] | None = None
+    """Outside the clock, after the harness has written new values into the inputs: bring them to where
+    `step` reads them (copy to the library's own arrays, redo the forward pass). None where `step` reads the
+    inputs themselves."""
+    memory: Callable[[], int] | None = None
+    """Peak bytes of the library's own allocator since its last call, where it keeps one."""
+    kernel: str = ""
+    """Which kernel will run, where it can be known."""
+
+
+def _texts(*values: str) -> Any:
+    return field(default=frozenset(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What an implementation can compute, as data. Everything not named is unsupported."""
+
+    dtypes: frozenset[str]
+    devices: frozenset[str] = _texts("cpu")
+    directions: frozenset[str] = _texts("forward")
+    masks: frozenset[str] = _texts("full")
+    """Names of masks; `product` among them says that products of the others work too."""
+    modifiers: frozenset[str] = _texts()
+    mechanisms: frozenset[str] = _texts("softmax")
+    layouts: frozenset[str] = _texts("dense")
+    head_dims: tuple[int, int] = (1, 2**31)
+    """Smallest and largest head dimension."""
+    head_dim_multiple: int = 1
+    grouped_heads: bool = False
+    """Fewer key/value heads than query heads, without expanding them."""
+    unequal_head_dims: bool = False
+    """Dv other than D."""
+    cross_lengths: bool = True
+    """Sq other than Sk."""
+    ragged: bool = False
+    """Batches whose members differ in length."""
+    scale: bool = True
+    """A scale other than 1 / sqrt(D)."""
+    dropout: bool = False
+    kv_dtypes: frozenset[str] = _texts()
+    """Element types of k and v apart from q's own."""
+    shared_kv: bool = False
+    compute_capability: tuple[int, int] | None = None
+    """Least CUDA compute capability."""
+
+    def why_not(self, problem: Problem, device: Device) -> str | None:
+        """None where `problem` can be computed on `device`, else the reason in words."""
+        if device.kind not in self.devices:
+            return f"no {device.kind}"
+        if problem.dtype not in self.dtypes:
+            return f"no {problem.dtype.value}"
+        if problem.kv_dtype != problem.dtype and problem.kv_dtype not in self.kv_dtypes:
+            return f"no {problem.kv_dtype.value} k and v beside {problem.dtype.value} q"
+        if problem.direction not in self.directions:
+            return f"no {problem.direction.value}"
+        if problem.mechanism.name not in self.mechanisms:
+            return f"no {problem.mechanism.name} mechanism"
+        if problem.layout.name not in self.layouts:
+            return f"no {problem.layout.name} layout"
+        for name in problem.mask.names:
+            if name not in self.masks:
+                return f"no {name} mask" if name != "product" else "no products of masks"
+        for modifier in problem.modifiers:
+            if modifier.name not in self.modifiers:
+                return f"no {modifier.name}"
+        if problem.scale is not None and not self.scale:
+            return "no scale of one's own"
+        if problem.heads_q != problem.heads_kv and not self.grouped_heads:
+            return "no grouped heads"
+        if problem.head_dim_v != problem.head_dim and not self.unequal_head_dims:
+            return "no head_dim_v other than head_dim"
+        for name, dim in (("head_dim", problem.head_dim), ("head_dim_v", problem.head_dim_v)):
+            if not self.head_dims[0] <= dim <= self.head_dims[1]:
+                return f"no {name} {dim}: only {self.head_dims[0]} to {self.head_dims[1]}"
+            if dim % self.head_dim_multiple:
+                return f"no {name} {dim}: only multiples of {self.head_dim_multiple}"
+        if problem.uniform is None and not self.ragged:
+            return "no ragged batches"
+        if not self.cross_lengths and any(q != s for q, s in problem.sequences):
+            return "no key length other than the query length"
+        if problem.dropout and not self.dropout:
+            return "no dropout"
+        if problem.shared_kv and not self.shared_kv:
+            return "no shared k and v"
+        least, has = self.compute_capability, device.compute_capability
+        if least and has and has < least:
+            return f"needs compute capability {least[0]}.{least[1]}, {device.name} has {has[0]}.{has[1]}"
+        return None
+
+
+def no_objection(problem: Problem, device: Device) -> str | None:
+    """The default `objection`: whatever the capabilities allow."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """One way to compute attention; a variant is another record, never a flag."""
+
+    name: str
+    summary: str
+    capabilities: Capabilities
+    prepare: Callable[[Problem, Inputs], Prepared | Step]
+    """Does all that must not be timed (imports, packing, planning, compiling) and returns the step."""
+    requires: tuple[str, ...] = ()
+    """Distributions that must be installed; looked up, not imported. Their versions go into the results."""
+    qkv_format: str = "bshd"
+    approximation: str | None = None
+    """What is approximated, in words; None for an exact computation."""
+    objection: Callable[[Problem, Device], str | None] = no_objection
+    """A reason against a problem that data cannot express."""
+
+    def __post_init__(self) -> None:
+        if not self.name or any(c.isspace() or c in ",*?[]" for c in self.name):
+            raise ValueError(
+                f"implementation name {self.name!r} must have no spaces, commas or glob characters"
+            )
+        if self.qkv_format not in FORMATS:
+            raise ValueError(
+                f"{self.name}: qkv_format must be one of {', '.join(FORMATS)}, got {self.qkv_format!r}"
+            )
+
+    def why_not(self, problem: Problem, device: Device) -> str | None:
+        """None where `problem` can be computed on `device`, else the reason in words."""
+        return self.capabilities.why_not(problem, device) or self.objection(problem, device)
+
+
+def differentiable(
+    attend: "Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]",
+    problem: Problem,
+    inputs: Inputs,
+    kernel: str = "",
+) -> Prepared:
+    """A `Prepared` for a differentiable torch function, in the direction that the problem asks for.
+
+    `attend(q, k, v) -> out` gets the inputs in the implementation's format. The backward pass is
+    torch's own; in `backward` the forward pass runs outside the clock and its graph is kept.
+    """
+    if problem.direction is Direction.FORWARD:
+        return Prepared(step=lambda: attend(inputs.q, inputs.k, inputs.v), kernel=kernel)
+    import torch
+
+    dout = inputs.dout
+    assert dout is not None
+    leaves = tuple(t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+    if problem.direction is Direction.FORWARD_BACKWARD:
+
+        def both() -> tuple[torch.Tensor, ...]:
+            out = attend(*leaves)
+            return (out.detach(), *torch.autograd.grad(out, leaves, dout))
+
+        return Prepared(step=both, kernel=kernel)
+    graph: list[torch.Tensor] = []
+
+    def refresh() -> None:
+        graph[:] = [attend(*leaves)]
+
+    def backward() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(graph[0], leaves, dout, retain_graph=True)
+
+    refresh()
+    return Prepared(step=backward, refresh=refresh, kernel=kernel)

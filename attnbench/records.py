@@ -1,0 +1,212 @@
+"""What is stored: a cell and its key, the parts of a result, and a run's header. SI units throughout."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+PROTOCOL_VERSION = 1
+"""Raised whenever a number of one version may not be compared with one of another."""
+
+
+class Status(StrEnum):
+    """How a cell ended. Every status but `ok` comes with a reason in words."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    IMPOSSIBLE = "impossible"
+    UNSUPPORTED = "unsupported"
+    UNAVAILABLE = "unavailable"
+    OUT_OF_MEMORY = "out of memory"
+    TIMED_OUT = "timed out"
+    CRASHED = "crashed"
+    FAILED = "failed"
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of the results before it is measured. All fields together are the cell key."""
+
+    problem: str
+    """The problem's canonical text."""
+    implementation: str
+    device: str
+    """`cpu`, `cuda:0`."""
+    threads: int
+    """Threads of the CPU that the implementation may use."""
+    cache: str = "warm"
+    clock: str = "wall"
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str, str]:
+        return (self.problem, self.implementation, self.device, self.threads, self.cache, self.clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Errors against the float64 oracle, the worst over both kinds of input and all outputs."""
+
+    row: float
+    """Largest relative L2 error of a row (one query token of one head)."""
+    rms: float
+    """Relative L2 error of the whole tensor."""
+    max: float
+    """Largest absolute error of an element."""
+    cosine: float
+    """Cosine of the whole tensor with the oracle's."""
+    yardstick_row: float
+    """`row` of the plain chain in the problem's own dtype, floored."""
+    yardstick_rms: float
+    checked_share: float
+    """Share of the output's rows that were compared: 1 unless the context is long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Times of one call in seconds, over all launches; samples flagged by the system do not count."""
+
+    median_s: float
+    """exp of the location on the log scale that the interval is built on."""
+    ci95_low_s: float | None
+    ci95_high_s: float | None
+    p20_s: float
+    p80_s: float
+    min_s: float
+    mad_s: float
+    """Median absolute deviation of the samples."""
+    n: int
+    """Samples taken, flagged ones included."""
+    n_flagged: int
+    rounds: int
+    launches: int
+    inner: int
+    """Calls in one sample."""
+    stop_reason: str
+    setup_s: float
+    """Time of `prepare` in the first process."""
+    first_call_s: float
+    """Time of the first call in the first process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one call in the steady state."""
+
+    input_bytes: int
+    output_bytes: int
+    workspace_bytes: int
+    """Peak during the call less inputs and output."""
+    method: str
+    """How it was measured: `rss` (peak resident memory), `cuda` (allocator), `own` (the library's counter)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The samples that one process took without a break; what the statistics are computed from."""
+
+    round: int
+    launch: int
+    seconds: tuple[float, ...]
+    """Time of one call, per sample."""
+    flagged: tuple[int, ...] = ()
+    """Indices of samples during which the system took the processor away (or the clock was unsound)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A cell with its end. `timing` is there only where the status is `ok`."""
+
+    cell: Cell
+    status: Status
+    reason: str = ""
+    accuracy: Accuracy | None = None
+    timing: Timing | None = None
+    memory: Memory | None = None
+    blocks: tuple[Block, ...] = ()
+    kernel: str = ""
+    """Which kernel ran, where it can be known."""
+    output: str = ""
+    """First and last 64 KiB of what the job printed, kept when it did not end well."""
+
+    def __post_init__(self) -> None:
+        if (self.status is Status.OK) != (self.timing is not None):
+            raise ValueError(f"a result has a timing exactly when it is ok, got {self.status}")
+        if self.status is not Status.OK and not self.reason:
+            raise ValueError(f"a result that is {self.status} needs a reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who brought an implementation: a plugin and where it came from."""
+
+    plugin: str
+    """The entry point's or the module's name."""
+    source: str
+    """`entry point`, or the argument of `--plugin`."""
+    version: str = ""
+    source_hash: str = ""
+    """SHA-256 of the plugin's module files."""
+    error: str = ""
+    """Why the plugin could not be loaded; empty where it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's header: everything that its rows share. Written to `run.json` before the first row."""
+
+    schema: int
+    run_id: str
+    suite: str
+    """Name of the suite, or `problem` for one given on the command line."""
+    suite_text: str
+    """The suite as it was read."""
+    command: tuple[str, ...]
+    """The command line, without the program."""
+    settings: Mapping[str, Any]
+    """The suite's `measure:` and `verify:` with everything that the command line changed."""
+    seed: int
+    started: str
+    """UTC, ISO 8601."""
+    fingerprint: Mapping[str, str]
+    """What must be equal for rows to stand in one table; never load."""
+    environment: Mapping[str, Any]
+    plugins: tuple[Owner, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Implementation -> `distribution version` of what it requires, joined by spaces."""
+    owners: Mapping[str, str] = field(default_factory=dict)
+    """Implementation -> plugin."""
+    device_names: Mapping[str, str] = field(default_factory=dict)
+    """Device -> the model's name."""
+
+
+def result_to_json(result: Result) -> dict[str, Any]:
+    """A dict for the journal; empty parts are left out."""
+    return {
+        key: value for key, value in dataclasses.asdict(result).items() if value not in (None, "", (), [])
+    }
+
+
+def result_from_json(data: Mapping[str, Any]) -> Result:
+    """The inverse of `result_to_json`. Raises KeyError, TypeError or ValueError where it is no result."""
+    accuracy, timing, memory = data.get("accuracy"), data.get("timing"), data.get("memory")
+    return Result(
+        cell=Cell(**data["cell"]),
+        status=Status(data["status"]),
+        reason=data.get("reason", ""),
+        accuracy=Accuracy(**accuracy) if accuracy else None,
+        timing=Timing(**timing) if timing else None,
+        memory=Memory(**memory) if memory else None,
+        blocks=tuple(
+            Block(
+                round=b["round"],
+                launch=b["launch"],
+                seconds=tuple(b["seconds"]),
+                flagged=tuple(b.get("flagged", ())),
+            )
+            for b in data.get("blocks", ())
+        ),
+        kernel=data.get("kernel", ""),
+        output=data.get("output", ""),
+    )
