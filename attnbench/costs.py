@@ -6,10 +6,8 @@ from attnbench.problem import (
     Direction,
     Dot,
     Full,
-    IndexMask,
     Mask,
     Problem,
-    Product,
     Softmax,
     Window,
 )
@@ -44,25 +42,19 @@ def pairs(mask: Mask, sq: int, sk: int) -> int | None:
         case Window(left=left, right=right):
             high = sq * sk if right is None else _sum_clamped(sk - sq + right + 1, sq, sk)
             return high - (0 if left is None else _sum_clamped(sk - sq - left, sq, sk))
-        case Product(factors=factors) if all(isinstance(f, IndexMask) for f in factors):
-            return _count(factors, sq, sk)
-        case IndexMask():
-            return _count((mask,), sq, sk)
+        case _ if mask.by_index:
+            return _count(mask, sq, sk)
     return None
 
 
-def _count(factors: tuple[Mask, ...], sq: int, sk: int) -> int:
+def _count(mask: Mask, sq: int, sk: int) -> int:
     import numpy as np
 
     total, j = 0, np.arange(sk)[None, :]
     step = max(1, 2**22 // max(sk, 1))
     for start in range(0, sq, step):
         i = np.arange(start, min(start + step, sq))[:, None]
-        allowed = np.ones((len(i), sk), dtype=bool)
-        for factor in factors:
-            assert isinstance(factor, IndexMask)
-            allowed &= factor.allowed(i, j, sq, sk)
-        total += int(np.count_nonzero(allowed))
+        total += int(np.count_nonzero(mask.allowed(i, j, sq, sk)))
     return total
 
 

@@ -8,11 +8,12 @@ position p = i + Sk - Sq among the keys, unless a mask's name says otherwise.
 import dataclasses
 import difflib
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from itertools import groupby
 from typing import Any, ClassVar, cast
 
@@ -109,16 +110,29 @@ class Mask(Variant):
         """The names that an implementation must list in order to support this mask."""
         return (self.name,)
 
-
-@dataclass(frozen=True, kw_only=True)
-class IndexMask(Mask):
-    """A mask that is a formula of the two indices."""
+    @property
+    def by_index(self) -> bool:
+        """Whether the mask is a formula of the two indices, so that `allowed` works."""
+        return False
 
     def allowed(self, i: Any, j: Any, sq: int, sk: int) -> Any:
         """True where query i may attend to key j.
 
         `i` [Sq, 1] and `j` [1, Sk] are integer arrays of numpy or torch; the result is boolean [Sq, Sk].
+        Raises `ProblemError` where the mask is no formula of the indices.
         """
+        raise ProblemError(f"the {self.name} mask is not a formula of the two indices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexMask(Mask):
+    """A mask that is a formula of the two indices."""
+
+    @property
+    def by_index(self) -> bool:
+        return True
+
+    def allowed(self, i: Any, j: Any, sq: int, sk: int) -> Any:
         return (i >= 0) & (j >= 0) & self._rule(i, j, i + (sk - sq))
 
     def _rule(self, i: Any, j: Any, p: Any) -> Any:
@@ -283,6 +297,13 @@ class Product(Mask):
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name, *(name for factor in self.factors for name in factor.names))
+
+    @property
+    def by_index(self) -> bool:
+        return all(factor.by_index for factor in self.factors)
+
+    def allowed(self, i: Any, j: Any, sq: int, sk: int) -> Any:
+        return reduce(operator.and_, (factor.allowed(i, j, sq, sk) for factor in self.factors))
 
     def __str__(self) -> str:
         return "*".join(map(str, self.factors))

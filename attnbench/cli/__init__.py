@@ -1,0 +1,121 @@
+"""The command line: arguments and exit codes. This package is the only one that prints.
+
+Each verb lives in a module of its own, imported when it is asked for, so that `--help` stays quick.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from attnbench import __version__
+from attnbench.errors import UserError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def _suite(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("suite", nargs="?", help="a YAML file, or the name of a shipped suite such as `quick`")
+    verb.add_argument(
+        "--problem", action="append", default=[], metavar="TEXT", help="words such as 'model=gpt2 seqlen=512'"
+    )
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the suite"
+    )
+    verb.add_argument(
+        "--device", action="append", default=[], help="override the suite's devices: cpu, cuda, cuda:1"
+    )
+    verb.add_argument("--preset", help="quick, default or gate: how long each cell is measured")
+    _choice(verb)
+
+
+def _choice(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--only", action="append", default=[], metavar="GLOB", help="implementations to take")
+    verb.add_argument(
+        "--without", action="append", default=[], metavar="GLOB", help="implementations to leave out"
+    )
+    _plugin(verb)
+
+
+def _plugin(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py|MODULE",
+        help="a plugin that is not installed",
+    )
+
+
+def _by(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--by", metavar="ROWS,COLUMNS", help="axes of the tables, such as seqlen,implementation"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its arguments."""
+    root = argparse.ArgumentParser(
+        prog="attnbench",
+        description="Verified, isolated, honestly timed comparisons of attention implementations.",
+    )
+    root.add_argument("--version", action="version", version=f"attnbench {__version__}")
+    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    run = verbs.add_parser("run", help="measure a suite and write its tables")
+    _suite(run)
+    _by(run)
+    run.add_argument("-o", "--output", metavar="DIR", help="the run's folder (default: results/SUITE-TIME)")
+    run.add_argument("--resume", metavar="DIR", help="go on with a run that was interrupted")
+    run.add_argument("--seed", type=int, help="of inputs and order; by default it changes from run to run")
+    run.add_argument("--time-budget", metavar="TIME", help="stop after 90s, 10m, 1h; the rest is `not run`")
+    run.add_argument("--strict", action="store_true", help="exit 1 for out of memory and timed out too")
+    run.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+    plan = verbs.add_parser("plan", help="show what a run would do, without touching a device")
+    _suite(plan)
+    plan.add_argument("--all", action="store_true", help="a line for every cell")
+
+    show = verbs.add_parser("show", help="print the tables of a run again")
+    show.add_argument("run", help="a run's folder or its results.csv")
+    _by(show)
+
+    lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
+    _plugin(lists)
+
+    check = verbs.add_parser("check", help="verify implementations without timing them")
+    check.add_argument("only", nargs="+", metavar="GLOB", help="implementations to check")
+    check.add_argument("--problem", action="append", default=[], metavar="TEXT")
+    check.add_argument("--device", default="cpu")
+    _plugin(check)
+
+    verbs.add_parser("schema", help="print the JSON Schema of a suite")
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser().parse_args(words)
+    arguments.words = words
+    try:
+        verb = importlib.import_module(f"attnbench.cli.{arguments.verb}")
+        code: int = verb.main(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"\nhint: {error.hint}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `attnbench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,143 @@
+"""`attnbench run`: measure a suite, print its tables, leave a folder."""
+
+import argparse
+import contextlib
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from attnbench import header, plan, results, runner, tables, units
+from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, display, parser
+from attnbench.errors import ResultsError, UserError
+from attnbench.records import Result, Run, Status
+
+BAD = (Status.WRONG, Status.IMPOSSIBLE, Status.FAILED, Status.CRASHED)
+STRICT = (Status.OUT_OF_MEMORY, Status.TIMED_OUT)
+PARENT = Path("results")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run, and return 0 (done), 1 (a row is bad), 2 (nothing could run) or 130 (interrupted)."""
+    if sys.platform != "linux":
+        raise UserError(
+            f"attnbench measures on Linux only, not on {sys.platform}",
+            hint="`attnbench show` works everywhere",
+        )
+    by = tables.axes(arguments.by)
+    budget = units.parse_seconds(arguments.time_budget) if arguments.time_budget else None
+    earlier: Run | None = None
+    if arguments.resume:
+        folder = Path(arguments.resume)
+        earlier = results.read_header(folder)
+        arguments = _again(arguments, earlier)
+    suite = choose.suite(arguments, earlier.suite_text if earlier else None)
+    registry = choose.registry(arguments)
+    threads = choose.threads(suite)
+    choice = {"threads": threads, "only": arguments.only, "without": arguments.without}
+    plan.make(
+        suite, registry, devices=plan.resolve(suite.devices), **choice
+    )  # bad input ends here, before any work
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(runner.fork_server())
+        devices, why, torch_facts = runner.probe(server)
+        wanted = plan.resolve(suite.devices, devices)
+        missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
+        made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
+        seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
+        if earlier is None:
+            name = Path(arguments.output) if arguments.output else None
+            folder = results.create(PARENT, name, suite.name)
+        head = header.make(
+            schema=results.SCHEMA,
+            run_id=folder.resolve().name,
+            suite=suite,
+            words=arguments.words,
+            plan=made,
+            registry=registry,
+            seed=seed,
+            torch_facts=torch_facts,
+        )
+        if earlier is None:
+            results.write_header(folder, head)
+        else:
+            head = _same(earlier, head)
+        done = {r.cell.key: r for r in results.read_journal(folder)} if earlier else {}
+        stack.enter_context(_terminated_is_interrupted())
+        progress = stack.enter_context(display.progress(sys.stderr, quiet=arguments.quiet))
+        job = runner.Runner(
+            plan=made,
+            suite=suite,
+            registry=registry,
+            server=server,
+            folder=folder,
+            seed=seed,
+            done=done,
+            listener=progress,
+            time_budget_s=budget,
+        )
+        rows = job.run()
+    results.write_csv(folder, rows, head)
+    for kind, table in (("timing", tables.timing), ("memory", tables.memory)):
+        (folder / f"{kind}.md").write_text(tables.markdown(table(rows, baseline=made.baseline)))
+    print(display.tables_text(rows, by, head))
+    print(f"\n{folder}/results.csv", file=sys.stderr)
+    if any(r.status is Status.NOT_RUN for r in rows):
+        print(f"{job.stopped}; go on with: attnbench run --resume {folder}", file=sys.stderr)
+    return INTERRUPTED if job.stopped == "interrupted" else _code(rows, arguments.strict)
+
+
+def _seed(given: int | None, of_suite: int | None) -> int:
+    """A seed that nobody can have tuned for, unless one is asked for."""
+    if given is not None:
+        return given
+    return secrets.randbelow(2**31) if of_suite is None else of_suite
+
+
+def _again(arguments: argparse.Namespace, earlier: Run) -> argparse.Namespace:
+    """The arguments of the earlier run; only how this part of it ends and looks is taken from now."""
+    if arguments.suite or arguments.problem or arguments.set or arguments.only or arguments.without:
+        raise UserError("--resume goes on with the same suite and choice", hint="give only --resume DIR")
+    first = parser().parse_args(list(earlier.command))
+    first.words = list(earlier.command)
+    first.plugin = arguments.plugin or first.plugin
+    for name in ("quiet", "time_budget", "strict", "resume"):
+        setattr(first, name, getattr(arguments, name))
+    return first
+
+
+def _same(earlier: Run, now: Run) -> Run:
+    """The earlier header, where this machine and code can go on with its rows. Raises `ResultsError`."""
+    if differences := results.compatible(earlier.fingerprint, now.fingerprint):
+        raise ResultsError(
+            "cannot resume, because rows of both parts could not stand in one table:\n  "
+            + "\n  ".join(differences),
+            hint="start a new run, or restore what has changed",
+        )
+    return earlier
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM ends a run as cleanly as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _code(rows: Sequence[Result], strict: bool) -> int:
+    statuses = {row.status for row in rows}
+    if statuses & {*BAD, *(STRICT if strict else ())}:
+        return 1
+    if statuses <= {Status.UNSUPPORTED, Status.UNAVAILABLE}:
+        print("nothing could run: every cell is unsupported or unavailable", file=sys.stderr)
+        return BAD_INPUT
+    return 0

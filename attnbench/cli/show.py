@@ -1,0 +1,14 @@
+"""`attnbench show`: the tables of a run again."""
+
+import argparse
+from pathlib import Path
+
+from attnbench import results, tables
+from attnbench.cli import display
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the tables of a stored run."""
+    run, rows = results.load(Path(arguments.run))
+    print(display.tables_text(rows, tables.axes(arguments.by), run))
+    return 0

@@ -1,0 +1,127 @@
+"""Locations, intervals and ratios of times: pure functions of floats.
+
+The block is the unit: a block's value is the log median of its samples, and `values[launch][round]` are the
+log values of one implementation's blocks. Intervals are two-sided, at 95 %, built on the log scale.
+"""
+
+import math
+import statistics
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+
+CONFIDENCE = 0.95
+TRIM = 0.2
+"""Share of the values that is cut off at each end."""
+LEAST_BLOCKS = 5
+"""With fewer blocks than this, trimming cuts nothing and there is no interval."""
+LEAST_LAUNCHES = 3
+"""With fewer launches than this, their spread says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A location and its 95 % interval, which holds it: in seconds, or without unit for a ratio."""
+
+    location: float
+    low: float | None
+    high: float | None
+
+
+def block_value(seconds: Sequence[float], flagged: Collection[int]) -> float:
+    """The log median of the samples whose index is not in `flagged`; of all samples where all are.
+
+    Raises ValueError without samples, or where the median is not above zero.
+    """
+    sound = [second for index, second in enumerate(seconds) if index not in flagged]
+    return math.log(statistics.median(sound or seconds))
+
+
+def location(values: Sequence[Sequence[float]]) -> Interval:
+    """The 20 % trimmed mean over all blocks; its interval is the wider of two, centred on it.
+
+    One is Yuen's t interval over all rounds (1974), the other, from three launches on, the t interval over
+    the launches' own trimmed means: rounds of one process do not show what differs between processes. With
+    fewer than five blocks the location is the median and has no interval. Raises ValueError without blocks.
+    """
+    blocks = sorted(chain.from_iterable(values))
+    if len(blocks) < LEAST_BLOCKS:
+        return Interval(location=math.exp(statistics.median(blocks)), low=None, high=None)
+    center = _trimmed_mean(blocks)
+    half = max(_half_over_rounds(blocks), _half_over_launches(values))
+    return Interval(location=math.exp(center), low=math.exp(center - half), high=math.exp(center + half))
+
+
+def ratio(values: Sequence[Sequence[float]], baseline_values: Sequence[Sequence[float]]) -> Interval:
+    """How many times as long as the baseline: blocks are paired by launch and round, and the rounds that
+    only one side has are left out. Raises ValueError where no round is on both sides.
+    """
+    return location(
+        [
+            [value - baseline for value, baseline in zip(ours, theirs, strict=False)]
+            for ours, theirs in zip(values, baseline_values, strict=False)
+        ]
+    )
+
+
+def half_width(interval: Interval) -> float | None:
+    """Half the interval's width on the log scale, so 0.01 is about +-1 %; None where there is none."""
+    if interval.low is None or interval.high is None:
+        return None
+    return math.log(interval.high / interval.low) / 2
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which `percent` of the values lie, linear between neighbours; any order.
+
+    Raises ValueError without values or outside 0 to 100.
+    """
+    if not values or not 0 <= percent <= 100:
+        raise ValueError(f"no percentile {percent} of {len(values)} values")
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def mad(values: Sequence[float]) -> float:
+    """Median absolute deviation from the median, not scaled to a standard deviation."""
+    middle = statistics.median(values)
+    return statistics.median(abs(value - middle) for value in values)
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """The mean that ratios have. Raises ValueError without ratios or where one is not above zero."""
+    return statistics.geometric_mean(ratios)
+
+
+def _trimmed_mean(ordered: Sequence[float]) -> float:
+    cut = int(TRIM * len(ordered))
+    return math.fsum(ordered[cut : len(ordered) - cut]) / (len(ordered) - 2 * cut)
+
+
+def _half_over_rounds(ordered: Sequence[float]) -> float:
+    """Yuen's half width: winsorised sum of squares / (h (h - 1)), h - 1 degrees of freedom, h values kept."""
+    cut = int(TRIM * len(ordered))
+    kept = ordered[cut : len(ordered) - cut]
+    winsorised = [kept[0]] * cut + [*kept] + [kept[-1]] * cut
+    middle = math.fsum(winsorised) / len(winsorised)
+    squares = math.fsum((value - middle) ** 2 for value in winsorised)
+    return _t(len(kept) - 1) * math.sqrt(squares / (len(kept) * (len(kept) - 1)))
+
+
+def _half_over_launches(values: Sequence[Sequence[float]]) -> float:
+    means = [_trimmed_mean(sorted(rounds)) for rounds in values if rounds]
+    if len(means) < LEAST_LAUNCHES:
+        return 0.0
+    return _t(len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
+
+
+@lru_cache
+def _t(degrees: int) -> float:
+    """The two-sided quantile of Student's t."""
+    from scipy.special import stdtrit  # slow to import, and `attnbench plan` needs no quantile
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))

@@ -1,0 +1,95 @@
+"""A run's header: suite, command, plugins, devices and environment, and the fingerprint that rows share."""
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import attnbench
+from attnbench import environment
+from attnbench.plan import Plan
+from attnbench.plugins import Registry, requirements
+from attnbench.records import PROTOCOL_VERSION, Run
+from attnbench.suites import Suite
+
+PATHS = ("--plugin", "-o", "--output", "--resume")
+"""Options whose value may be a path."""
+
+
+def make(
+    *,
+    schema: int,
+    run_id: str,
+    suite: Suite,
+    words: Sequence[str],
+    plan: Plan,
+    registry: Registry,
+    seed: int,
+    torch_facts: Mapping[str, Any],
+) -> Run:
+    """The header of a run that is about to begin. It names no host, no user and no absolute path."""
+    facts = environment.describe()
+    facts["torch_build"] = dict(torch_facts)
+    facts["plugins"] = {p.owner.plugin: dict(p.environment) for p in registry.plugins if p.environment}
+    names = {str(d): d.name or str(facts["cpu"]["model"]) for d in plan.devices}
+    used = list(dict.fromkeys(p.cell.implementation for p in plan.cells))
+    versions = {name: requirements(registry.implementations[name])[0] for name in used}
+    owners = {name: registry.owners[name].owner for name in used}
+    return Run(
+        schema=schema,
+        run_id=run_id,
+        suite=suite.name,
+        suite_text=suite.text,
+        command=tuple(portable(words)),
+        settings={"measure": dataclasses.asdict(suite.measure), "verify": dataclasses.asdict(suite.verify)},
+        seed=seed,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprint=_fingerprint(
+            suite, plan, names, versions, {o.plugin: o.source_hash for o in owners.values()}
+        ),
+        environment=facts,
+        plugins=tuple(dataclasses.replace(p.owner, source=_short(p.owner.source)) for p in registry.plugins),
+        versions=versions,
+        owners={name: owner.plugin for name, owner in owners.items()},
+        device_names=names,
+    )
+
+
+def _fingerprint(
+    suite: Suite,
+    plan: Plan,
+    devices: Mapping[str, str],
+    versions: Mapping[str, str],
+    plugins: Mapping[str, str],
+) -> dict[str, str]:
+    """What must be equal for rows to stand in one table: sources, versions, device, protocol; never load."""
+    cells = hashlib.sha256("\n".join("|".join(map(str, p.cell.key)) for p in plan.cells).encode())
+    return {
+        "protocol": str(PROTOCOL_VERSION),
+        "attnbench source": environment.source_hash(Path(attnbench.__file__).parent),
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in ("torch", "numpy")},
+        **{f"device {text}": name for text, name in devices.items()},
+        **{f"requirements of {name}": text for name, text in versions.items()},
+        **{f"source of plugin {name}": digest for name, digest in plugins.items()},
+        "settings": hashlib.sha256(repr((suite.measure, suite.verify)).encode()).hexdigest()[:16],
+        "cells": cells.hexdigest()[:16],
+    }
+
+
+def _short(text: str) -> str:
+    """A path relative to here where it lies below, else its last part; anything else unchanged."""
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+
+
+def portable(words: Sequence[str]) -> list[str]:
+    """A command line without absolute paths."""
+    return ["=".join(_short(part) for part in word.split("=", 1)) for word in words]

@@ -1,0 +1,57 @@
+"""The process of a problem that holds oracle and yardstick, imports no plugin, and gives the verdict."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from attnbench import inputs, reference, verify
+from attnbench.forkserver import Channel
+from attnbench.problem import Problem
+
+
+def serve(channel: Channel) -> None:
+    """Answer the runner's messages until it closes the channel or says `exit`.
+
+    The first message names the problem; each next one an output file and the kind of inputs it is for.
+    """
+    first = channel.receive()
+    if first is None:
+        return
+    torch.set_num_threads(first["threads"])
+    judge = Judge(first)
+    channel.send({})
+    while (message := channel.receive()) is not None and message["op"] != "exit":
+        channel.send(judge.verdict(message))
+
+
+class Judge:
+    """Oracle and yardstick of one problem, computed once per kind of inputs."""
+
+    def __init__(self, message: Mapping[str, Any]) -> None:
+        self.problem = Problem.parse(message["problem"])
+        self.seed: int = message["seed"]
+        self.device: str = message["device"]
+        self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
+        self._known: dict[str, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
+
+    def _references(self, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        if kind not in self._known:
+            made = inputs.make(self.problem, kind=kind, seed=self.seed, device=self.device, qkv_format="bhsd")
+            if self.sample.share < 1:
+                inputs.mask_dout(made, self.sample, "bhsd")
+            self._known[kind] = (
+                reference.oracle(self.problem, made, self.sample),
+                reference.yardstick(self.problem, made, self.sample),
+            )
+        return self._known[kind]
+
+    def verdict(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The accuracy of an output, and None or the reason why it is wrong."""
+        actual = torch.load(message["path"], weights_only=True)
+        os.unlink(message["path"])
+        oracle, yardstick = self._references(message["kind"])
+        accuracy, reason = verify.compare(actual, oracle, yardstick, self.problem, self.sample.share)
+        return {"accuracy": dataclasses.asdict(accuracy), "wrong": reason}

@@ -1,0 +1,203 @@
+"""A step -> its memory, and its time over rounds of interleaved blocks -> a `Timing`."""
+
+import contextlib
+import ctypes
+import gc
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnbench import estimates
+from attnbench.clocks import SLOW, Pace, Taken, pace
+from attnbench.implementation import Prepared
+from attnbench.records import Block, Memory, Timing
+
+WIDTH = 0.01
+"""A 95 % interval of this relative half-width is narrow enough to stop."""
+LEAST_ROUNDS = 5
+LEAST_CALLS = 3
+ACCOUNTED = 0.5
+"""Share of a launch's time, by the parent's clock, that the worker's own clock must account for."""
+LATENCY_S = 5e-3
+"""What one exchange of messages and a stop and continuation may take on a loaded machine."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+@dataclass(kw_only=True)
+class Course:
+    """The blocks of one cell as they come in, and the decision when they are enough."""
+
+    call_s: float
+    budget_s: float
+    """Over all launches, warm-up included."""
+    launches: int
+    width: float = WIDTH
+    blocks: list[Block] = field(default_factory=list)
+    launch: int = 0
+    spent_s: float = 0.0
+    """Token time of this launch, by the parent's clock."""
+    accounted_s: float = 0.0
+    """Of all launches, by the worker's clock."""
+    elapsed_s: float = 0.0
+    stop_reason: str = ""
+
+    @property
+    def slow(self) -> bool:
+        return self.call_s * SLOW > self.budget_s / self.launches
+
+    @property
+    def pace(self) -> Pace:
+        return pace(self.call_s, self.budget_s / self.launches)
+
+    def add(self, taken: Taken, elapsed_s: float, round_: int) -> None:
+        """Take in a block that the parent saw last `elapsed_s` seconds."""
+        self.blocks.append(
+            Block(round=round_, launch=self.launch, seconds=taken.seconds, flagged=taken.flagged)
+        )
+        self.spent_s += elapsed_s
+        self.accounted_s += taken.busy_s
+        self.elapsed_s += elapsed_s
+
+    def next_launch(self) -> None:
+        self.launch += 1
+        self.spent_s = 0.0
+
+    @property
+    def values(self) -> list[list[float]]:
+        """Log medians of the blocks, `[launch][round]`; blocks with no sound sample count only where all are so."""
+        clean = [b for b in self.blocks if len(b.flagged) < len(b.seconds)]
+        chosen = clean if len(clean) >= LEAST_ROUNDS else self.blocks
+        return [
+            [estimates.block_value(b.seconds, b.flagged) for b in chosen if b.launch == launch]
+            for launch in range(self.launch + 1)
+        ]
+
+    def enough(self) -> bool:
+        """Whether this launch may end: narrow enough, or out of budget; never before the least calls."""
+        here = [b for b in self.blocks if b.launch == self.launch]
+        calls = sum(len(b.seconds) for b in here)
+        if calls < LEAST_CALLS:
+            return False
+        if self.spent_s + self.call_s >= self.budget_s / self.launches:
+            self.stop_reason = "slow call" if self.slow else "budget"
+            return True
+        if len(here) >= LEAST_ROUNDS:
+            width = estimates.half_width(estimates.location(self.values))
+            if width is not None and width <= self.width:
+                self.stop_reason = f"interval within {self.width:.0%}"
+                return True
+        return False
+
+    def unaccounted(self) -> str | None:
+        """A reason where the worker's clock and the parent's own do not agree, else None."""
+        slack = LATENCY_S * len(self.blocks)
+        low, high = ACCOUNTED * (self.elapsed_s - slack), self.elapsed_s + slack
+        if low <= self.accounted_s <= high:
+            sampled = sum(sum(b.seconds) for b in self.blocks) * self.pace.inner
+            if sampled <= self.elapsed_s + slack:
+                return None
+        return (
+            f"the job's clock accounts for {self.accounted_s:.3g} s of the {self.elapsed_s:.3g} s "
+            "that passed outside it"
+        )
+
+    def timing(self, setup_s: float, first_call_s: float) -> Timing:
+        """The statistics of all blocks."""
+        found = estimates.location(self.values)
+        sound = [s for b in self.blocks for i, s in enumerate(b.seconds) if i not in b.flagged]
+        samples = sound or [s for b in self.blocks for s in b.seconds]
+        return Timing(
+            median_s=found.location,
+            ci95_low_s=found.low,
+            ci95_high_s=found.high,
+            p20_s=estimates.percentile(samples, 20),
+            p80_s=estimates.percentile(samples, 80),
+            min_s=min(samples),
+            mad_s=estimates.mad(samples),
+            n=sum(len(b.seconds) for b in self.blocks),
+            n_flagged=sum(len(b.flagged) for b in self.blocks),
+            rounds=len(self.blocks),
+            launches=self.launch + 1,
+            inner=self.pace.inner,
+            stop_reason=self.stop_reason,
+            setup_s=setup_s,
+            first_call_s=first_call_s,
+        )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def return_memory_eagerly() -> None:
+    """Make glibc take every block from 64 KiB on from the system and give it back at once.
+
+    Only in a process that measures memory: it slows a call up to five times.
+    """
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):  # a C library without mallopt
+        libc.mallopt(_M_MMAP_THRESHOLD, 64 * 1024)
+        libc.mallopt(_M_TRIM_THRESHOLD, 0)
+        libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def _status_bytes(key: str) -> int:
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _resident_peak(call: Callable[[], Any]) -> int:
+    """Bytes by which the resident memory rose at its highest during `call`."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    fd = os.open("/proc/self/clear_refs", os.O_WRONLY)
+    os.write(fd, b"5")  # resets the peak, VmHWM
+    os.close(fd)
+    before = _status_bytes("VmRSS:")
+    kept = call()
+    peak = _status_bytes("VmHWM:") - before
+    del kept
+    return peak
+
+
+def _cuda_peak(call: Callable[[], Any], torch: Any, device: str) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    kept = call()
+    torch.cuda.synchronize(device)
+    peak = int(torch.cuda.max_memory_allocated(device) - before)
+    del kept
+    return peak
+
+
+def memory(prepared: Prepared, device: str, input_bytes: int, output_bytes: Callable[[Any], int]) -> Memory:
+    """Memory of one call after a first one that is not measured. Raises what the step raises.
+
+    The workspace is the rise of the peak during the call, less the output that the call returns.
+    """
+    first = prepared.step()
+    out = output_bytes(prepared.read(first))
+    del first
+    method = "own" if prepared.memory else "cuda" if device.startswith("cuda") else "rss"
+    if prepared.memory:
+        prepared.memory()
+        prepared.step()
+        peak = prepared.memory()
+    elif method == "cuda":
+        import torch
+
+        peak = _cuda_peak(prepared.step, torch, device)
+    else:
+        peak = _resident_peak(prepared.step)
+    return Memory(
+        input_bytes=input_bytes, output_bytes=out, workspace_bytes=max(0, peak - out), method=method
+    )
+
+
+def total_bytes(tensors: Sequence[Any]) -> int:
+    """Bytes of torch tensors that are not None."""
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

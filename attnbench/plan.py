@@ -1,0 +1,135 @@
+"""What a run will do: every cell of a suite, as a job or with the reason why it is none."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+from attnbench.costs import flops
+from attnbench.errors import UserError
+from attnbench.implementation import Device
+from attnbench.plugins import Registry, requirements
+from attnbench.problem import Problem, suggestion
+from attnbench.records import Cell, Status
+from attnbench.suites import PRESETS, Suite
+
+LARGEST = 1_000_000
+"""Cells of one plan at the most."""
+
+OVERHEAD_S = 0.25
+ASSUMED_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
+"""Only for the estimate of a plan's duration."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """One cell: a job where `status` is None, otherwise a row that is decided already."""
+
+    cell: Cell
+    problem: Problem
+    status: Status | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every cell in order: problems outermost, so that one problem's implementations stand together."""
+
+    cells: tuple[Planned, ...]
+    devices: tuple[Device, ...]
+    baseline: str | None
+    budget_s: float
+
+    @cached_property
+    def jobs(self) -> tuple[Planned, ...]:
+        return tuple(cell for cell in self.cells if cell.status is None)
+
+    def groups(self) -> Iterator[tuple[Problem, Device, tuple[Planned, ...]]]:
+        """The jobs that are measured side by side: those of one problem on one device."""
+        devices = {str(device): device for device in self.devices}
+        for _, same in groupby(self.jobs, key=lambda p: (p.cell.problem, p.cell.device)):
+            jobs = tuple(same)
+            yield jobs[0].problem, devices[jobs[0].cell.device], jobs
+
+    @cached_property
+    def seconds(self) -> float:
+        """A rough guess of the duration, from budgets and counted work."""
+        total = 0.0
+        for job in self.jobs:
+            call = (flops(job.problem) or 0.0) / ASSUMED_FLOPS_PER_S[job.cell.device.partition(":")[0]]
+            total += OVERHEAD_S + max(self.budget_s, 3 * call) + 4 * call
+        return total
+
+
+def resolve(names: Sequence[str], found: Sequence[Device] | None = None) -> tuple[Device, ...]:
+    """`cpu`, `cuda`, `cuda:1` -> devices; those of `found` are taken where they have been probed."""
+    known = {str(device): device for device in found or ()}
+    resolved = []
+    for name in names:
+        kind, _, index = name.partition(":")
+        device = Device(kind=kind, index=int(index or 0))
+        resolved.append(known.get(str(device), device))
+    return tuple(dict.fromkeys(resolved))
+
+
+def make(
+    suite: Suite,
+    registry: Registry,
+    *,
+    devices: Sequence[Device],
+    threads: int,
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    missing: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan of a suite. `missing` maps a device's text to the reason why it is unavailable.
+
+    Raises `UserError` where globs match nothing, nothing is selected, the baseline is unknown, or the plan
+    has more than `LARGEST` cells.
+    """
+    names = registry.select(suite.implementations)
+    chosen = [n for n in names if n in registry.select(only or ["*"], without)]
+    if not chosen:
+        raise UserError(
+            "no implementation is left to run",
+            hint="loosen --only, --without or the suite's `implementations:`",
+        )
+    if suite.baseline is not None and suite.baseline not in registry.implementations:
+        raise UserError(
+            f"the baseline `{suite.baseline}` is no implementation",
+            hint=suggestion(suite.baseline, registry.implementations),
+        )
+    count = len(suite.problems) * len(devices) * len(chosen)
+    if count > LARGEST:
+        raise UserError(
+            f"the plan has {count:,} cells, more than {LARGEST:,}",
+            hint="give fewer values, or split the suite",
+        )
+    measure = suite.measure
+    wanting = {n: reason for n in chosen if (reason := requirements(registry.implementations[n])[1])}
+    cells = []
+    for problem in suite.problems:
+        for device in devices:
+            text, absent = str(device), (missing or {}).get(str(device))
+            clock = "events" if device.kind == "cuda" and measure.clock == "wall" else measure.clock
+            for name in chosen:
+                cell = Cell(
+                    problem=problem.text,
+                    implementation=name,
+                    device=text,
+                    threads=threads,
+                    cache=measure.cache,
+                    clock=clock,
+                )
+                status, reason = None, ""
+                if why := registry.implementations[name].why_not(problem, device):
+                    status, reason = Status.UNSUPPORTED, why
+                elif absent or (why := wanting.get(name)):
+                    status, reason = Status.UNAVAILABLE, absent or why or ""
+                cells.append(Planned(cell=cell, problem=problem, status=status, reason=reason))
+    return Plan(
+        cells=tuple(cells),
+        devices=tuple(devices),
+        baseline=suite.baseline if suite.baseline in chosen else None,
+        budget_s=PRESETS[measure.preset].budget_s if measure.budget_s is None else measure.budget_s,
+    )

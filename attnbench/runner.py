@@ -1,0 +1,471 @@
+"""Jobs -> processes -> rows as they arrive, each written down at once."""
+
+import contextlib
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnbench.clocks import Taken
+from attnbench.environment import available_memory
+from attnbench.forkserver import Child, ChildEndedError, ChildTimeoutError, ForkServer, running
+from attnbench.implementation import Device
+from attnbench.measure import Course
+from attnbench.plan import Plan, Planned
+from attnbench.plugins import Registry
+from attnbench.problem import Problem
+from attnbench.records import Accuracy, Memory, Result, Status
+from attnbench.results import Journal
+from attnbench.suites import PRESETS, Suite
+from attnbench.units import bytes_text, seconds_text
+
+PRELOAD = ("attnbench.worker", "attnbench.judge")
+WORKER = "attnbench.worker:serve"
+JUDGE = "attnbench.judge:serve"
+PROBE = "attnbench.worker:probe"
+JUDGE_TIMEOUT_S = 600.0
+SHARE_OF_MEMORY = 0.8
+"""Of the memory that is available when the run begins; the limit of one job where the suite gives none."""
+
+Key = tuple[str, str, str, int, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands; handed to the listener before a cell is worked on and after a row."""
+
+    done: int
+    total: int
+    current: str
+    """What is being done to which cell, in words."""
+    left_s: float | None
+    """Estimated time left."""
+    row: Result | None = None
+    """The row that has just been written."""
+
+
+Listener = Callable[[Progress], None]
+
+
+@dataclass(kw_only=True)
+class Candidate:
+    """A cell that has passed the judge, on its way to a timing."""
+
+    planned: Planned
+    answer: Mapping[str, Any]
+    accuracy: Accuracy
+    memory: Memory
+    course: Course
+    child: Child | None = None
+
+
+class _EndError(Exception):
+    """The end of a cell other than `ok`: its row says why."""
+
+    def __init__(self, status: Status, reason: str, output: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.output = status, reason, output
+
+
+def fork_server(cache: Path | None = None) -> ForkServer:
+    """A server that has imported torch; compilers in its children keep their caches under `cache`."""
+    env = {}
+    if cache is not None:
+        env = {
+            "TORCHINDUCTOR_CACHE_DIR": str((cache / "inductor").resolve()),
+            "TRITON_CACHE_DIR": str((cache / "triton").resolve()),
+        }
+    return ForkServer(PRELOAD, env=env)
+
+
+def probe(server: ForkServer) -> tuple[tuple[Device, ...], str, dict[str, Any]]:
+    """CUDA devices, the reason why there is none, and facts about torch; asked in a process of its own."""
+    with running(server, PROBE) as child:
+        answer = child.ask({}, timeout=120)
+    devices = []
+    for facts in answer["devices"]:
+        capability = tuple(facts.pop("compute_capability"))
+        devices.append(Device(**facts, compute_capability=capability))
+    return tuple(devices), answer["reason"], answer["torch"]
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """One run of a plan. `rows` yields every row that it makes, after it has been written to the journal."""
+
+    plan: Plan
+    suite: Suite
+    registry: Registry
+    server: ForkServer
+    folder: Path
+    seed: int
+    done: dict[Key, Result] = field(default_factory=dict)
+    """Rows by cell key, those of an earlier part of the run included."""
+    listener: Listener = lambda _: None
+    time_budget_s: float | None = None
+    stopped: str = ""
+    """Why the run ended before its plan did, in words."""
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+        self._worked = 0
+        self._jobs_at_start = sum(job.cell.key not in self.done for job in self.plan.jobs)
+        self._random = random.Random(self.seed)
+        self._memory = self.suite.measure.memory_bytes or int(SHARE_OF_MEMORY * available_memory())
+        preset = PRESETS[self.suite.measure.preset]
+        self._launches = self.suite.measure.launches or preset.launches
+        self._scratch = ""
+
+    # ------------------------------------------------------------ the whole
+
+    def run(self) -> tuple[Result, ...]:
+        """All rows in the plan's order. After `KeyboardInterrupt` or the time budget the rest is `not run`."""
+        try:
+            with Journal(self.folder) as journal, self._scratch_folder():
+                for row in self._rows():
+                    self.done[row.cell.key] = row
+                    journal.append(row)
+                    self._say("", row)
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        reason = self.stopped or "the run ended before this cell"
+        return tuple(
+            self.done.get(p.cell.key) or Result(cell=p.cell, status=Status.NOT_RUN, reason=reason)
+            for p in self.plan.cells
+        )
+
+    def _rows(self) -> Iterator[Result]:
+        for planned in self.plan.cells:
+            if planned.status is not None and planned.cell.key not in self.done:
+                yield Result(cell=planned.cell, status=planned.status, reason=planned.reason)
+        for problem, device, jobs in self.plan.groups():
+            left = [job for job in jobs if job.cell.key not in self.done]
+            if left and self._out_of_time():
+                return
+            if left:
+                yield from self._problem(problem, device, left)
+
+    def _out_of_time(self) -> bool:
+        budget = self.time_budget_s
+        if budget is not None and time.monotonic() - self._began >= budget:
+            self.stopped = f"the time budget of {seconds_text(budget)} was spent"
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def _scratch_folder(self) -> Iterator[None]:
+        """Where outputs travel from worker to judge: in memory where that is possible."""
+        shared = "/dev/shm"
+        self._scratch = tempfile.mkdtemp(
+            prefix="attnbench-", dir=shared if os.access(shared, os.W_OK) else None
+        )
+        try:
+            yield
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _say(self, current: str, row: Result | None = None) -> None:
+        decided = len(self.plan.cells) - len(self.plan.jobs)
+        finished = sum(job.cell.key in self.done for job in self.plan.jobs)
+        here = finished - (len(self.plan.jobs) - self._jobs_at_start)
+        left = len(self.plan.jobs) - finished
+        elapsed = time.monotonic() - self._began
+        per_job = elapsed / here if here else self.plan.seconds / max(len(self.plan.jobs), 1)
+        self.listener(
+            Progress(
+                done=finished + decided,
+                total=len(self.plan.cells),
+                current=current,
+                left_s=left * per_job,
+                row=row,
+            )
+        )
+
+    # ------------------------------------------------------------ one problem
+
+    def _problem(self, problem: Problem, device: Device, jobs: Sequence[Planned]) -> Iterator[Result]:
+        candidates = []
+        with self._judge(problem, device) as judge:
+            for job in jobs:
+                if self._out_of_time():
+                    return
+                try:
+                    candidates.append(self._admit(job, device, judge))
+                except _EndError as end:
+                    yield self._row(job, end)
+            try:
+                yield from self._timed(candidates, device, judge)
+            finally:
+                for candidate in candidates:
+                    self._dismiss(candidate)
+
+    @contextlib.contextmanager
+    def _judge(self, problem: Problem, device: Device) -> Iterator["_Judge"]:
+        judge = _Judge(self.server, self._start(problem, device))
+        try:
+            yield judge
+        finally:
+            judge.end()
+
+    def _start(self, problem: Problem, device: Device) -> dict[str, Any]:
+        return {
+            "problem": problem.text,
+            "device": str(device),
+            "seed": self.seed,
+            "work": self.suite.verify.work,
+            "threads": self.plan.cells[0].cell.threads,
+        }
+
+    def _message(self, op: str, job: Planned, device: Device) -> dict[str, Any]:
+        limit = self._memory
+        if device.kind == "cuda":
+            limit = self.suite.measure.memory_bytes or int(0.9 * device.memory_bytes)
+        return {
+            **self._start(job.problem, device),
+            "op": op,
+            "target": self.registry.owners[job.cell.implementation].target,
+            "implementation": job.cell.implementation,
+            "clock": job.cell.clock,
+            "memory_bytes": limit,
+            "folder": self._scratch,
+        }
+
+    def _row(self, job: Planned, end: _EndError, found: Candidate | None = None) -> Result:
+        reason = end.reason
+        if end.status is Status.OUT_OF_MEMORY:
+            reason += f" (limit {bytes_text(self._memory)})" if job.cell.device == "cpu" else ""
+        return Result(
+            cell=job.cell,
+            status=end.status,
+            reason=reason,
+            accuracy=found.accuracy if found else None,
+            memory=found.memory if found else None,
+            kernel=found.answer["kernel"] if found else "",
+            output=end.output,
+        )
+
+    # ------------------------------------------------------------ one cell
+
+    def _ask(self, child: Child, message: Mapping[str, Any], doing: str) -> dict[str, Any]:
+        """An answer of a worker, or the end of its cell as an `_EndError`."""
+        limit = self.suite.measure.timeout_s
+        kills = _kernel_kills()
+        try:
+            answer = child.ask(message, limit)
+        except ChildTimeoutError:
+            child.end()
+            reason = f"no answer within {seconds_text(limit)} {doing}"
+            raise _EndError(Status.TIMED_OUT, reason, child.output.text) from None
+        except ChildEndedError as end:
+            if end.code == -9 and _kernel_kills() > kills:
+                reason = f"killed by the kernel {doing}: the machine ran out of memory"
+                raise _EndError(Status.OUT_OF_MEMORY, reason, child.output.text) from None
+            raise _EndError(Status.CRASHED, f"{end.reason} {doing}", child.output.text) from None
+        if "status" in answer:
+            child.end()
+            raise _EndError(Status(answer["status"]), answer["reason"], child.output.text)
+        return answer
+
+    def _once(self, op: str, job: Planned, device: Device, doing: str) -> dict[str, Any]:
+        """A worker of its own for one operation; what it leaves behind is a failure."""
+        child = self.server.start(WORKER)
+        try:
+            answer = self._ask(child, self._message(op, job, device), doing)
+        finally:
+            end = child.end()
+        if end.left:
+            noun = "process" if len(end.left) == 1 else "processes"
+            reason = f"left {len(end.left)} {noun} running: {', '.join(end.left)}"
+            raise _EndError(Status.FAILED, reason, child.output.text)
+        return answer
+
+    def _admit(self, job: Planned, device: Device, judge: "_Judge") -> Candidate:
+        """First calls, verdict, memory. Raises `_EndError` where the cell ends here."""
+        self._say(f"verifying {job.cell.implementation} on {job.cell.problem}")
+        answer = self._once("canary", job, device, "in its first calls")
+        accuracy = judge.verdict(answer["outputs"])
+        memory = Memory(**self._once("memory", job, device, "while its memory was measured"))
+        course = Course(call_s=answer["call_s"], budget_s=self.plan.budget_s, launches=self._launches)
+        return Candidate(planned=job, answer=answer, accuracy=accuracy, memory=memory, course=course)
+
+    # ------------------------------------------------------------ timed launches
+
+    def _cohorts(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+        """Groups whose memory fits together; each holds the baseline, so that ratios can be paired."""
+        if not candidates:
+            return []
+        baseline = next(
+            (c for c in candidates if c.planned.cell.implementation == self.plan.baseline), candidates[0]
+        )
+
+        def need(candidate: Candidate) -> int:
+            part = candidate.memory
+            return part.input_bytes + part.output_bytes + part.workspace_bytes
+
+        cohorts = [[baseline]]
+        for candidate in (c for c in candidates if c is not baseline):
+            if sum(map(need, [*cohorts[-1], candidate])) > self._memory and len(cohorts[-1]) > 1:
+                cohorts.append([baseline])
+            cohorts[-1].append(candidate)
+        return cohorts
+
+    def _timed(self, candidates: list[Candidate], device: Device, judge: "_Judge") -> Iterator[Result]:
+        cohorts = self._cohorts(candidates)
+        ended: dict[str, _EndError] = {}
+        round_ = 0
+        for launch in range(self._launches):
+            for candidate in candidates if launch else ():
+                candidate.course.next_launch()
+            for cohort in cohorts:
+                racing = [c for c in cohort if c.planned.cell.implementation not in ended]
+                self._random.shuffle(racing)
+                for candidate in list(racing):
+                    with self._catch(candidate, racing, ended):
+                        self._launch(candidate, device)
+                active = list(racing)
+                while active:
+                    self._random.shuffle(active)
+                    for candidate in list(active):
+                        with self._catch(candidate, active, ended):
+                            self._block(candidate, round_)
+                            if candidate.course.enough():
+                                active.remove(candidate)
+                    round_ += 1
+                for candidate in racing:
+                    if candidate.planned.cell.implementation not in ended:
+                        with self._catch(candidate, [], ended):
+                            self._check(candidate, judge)
+        for candidate in candidates:
+            job = candidate.planned
+            end = ended.get(job.cell.implementation)
+            yield self._row(job, end, candidate) if end else self._finished(candidate)
+
+    @contextlib.contextmanager
+    def _catch(
+        self, candidate: Candidate, racing: list[Candidate], ended: dict[str, _EndError]
+    ) -> Iterator[None]:
+        try:
+            yield
+        except _EndError as end:
+            ended[candidate.planned.cell.implementation] = end
+            self._dismiss(candidate)
+            if candidate in racing:
+                racing.remove(candidate)
+
+    def _launch(self, candidate: Candidate, device: Device) -> None:
+        job = candidate.planned
+        self._say(f"timing {job.cell.implementation} on {job.cell.problem}")
+        candidate.child = self.server.start(WORKER)
+        ready = self._ask(candidate.child, self._message("ready", job, device), "before it was timed")
+        if not candidate.course.blocks:
+            candidate.course.call_s = min(candidate.course.call_s, ready["call_s"])
+        candidate.child.pause()
+
+    def _block(self, candidate: Candidate, round_: int) -> None:
+        child, course = candidate.child, candidate.course
+        assert child is not None
+        pace = course.pace
+        request = {"inner": pace.inner, "samples": pace.samples, "warm": pace.warm}
+        child.resume()
+        start = time.perf_counter()
+        answer = self._ask(child, {"op": "block", "pace": request}, "while it was timed")
+        elapsed = time.perf_counter() - start
+        child.pause()
+        taken = Taken(
+            seconds=tuple(answer["seconds"]),
+            flagged=tuple(answer["flagged"]),
+            busy_s=answer["busy_s"],
+            last=None,
+        )
+        course.add(taken, elapsed, round_)
+
+    def _check(self, candidate: Candidate, judge: "_Judge") -> None:
+        """Judge an output that the timer saw, and one for new values in the same storage."""
+        child = candidate.child
+        assert child is not None
+        child.resume()
+        answer = self._ask(child, {"op": "check"}, "after it was timed")
+        self._dismiss(candidate)
+        accuracy = judge.verdict(answer["outputs"], "after it was timed, ")
+        candidate.accuracy = worst([candidate.accuracy, accuracy])
+        if reason := candidate.course.unaccounted():
+            raise _EndError(Status.IMPOSSIBLE, reason)
+
+    def _dismiss(self, candidate: Candidate) -> None:
+        if candidate.child is not None:
+            candidate.child.end()
+            candidate.child = None
+
+    def _finished(self, candidate: Candidate) -> Result:
+        answer = candidate.answer
+        return Result(
+            cell=candidate.planned.cell,
+            status=Status.OK,
+            accuracy=candidate.accuracy,
+            timing=candidate.course.timing(answer["setup_s"], answer["first_call_s"]),
+            memory=candidate.memory,
+            blocks=tuple(candidate.course.blocks),
+            kernel=answer["kernel"],
+        )
+
+
+class _Judge:
+    """The judge's process, started when the first output is there."""
+
+    def __init__(self, server: ForkServer, start: Mapping[str, Any]) -> None:
+        self._server = server
+        self._start = start
+        self._child: Child | None = None
+
+    def verdict(self, outputs: Mapping[str, str], when: str = "") -> Accuracy:
+        """The worst accuracy over all outputs. Raises `_EndError` where one is wrong or cannot be judged."""
+        found = []
+        try:
+            if self._child is None:
+                self._child = self._server.start(JUDGE)
+                self._child.ask(self._start, JUDGE_TIMEOUT_S)
+            self._child.resume()
+            for name, path in outputs.items():
+                kind = "normal" if name == "timed" else name
+                answer = self._child.ask({"op": "judge", "path": path, "kind": kind}, JUDGE_TIMEOUT_S)
+                if answer["wrong"]:
+                    raise _EndError(Status.WRONG, f"{when}{answer['wrong']} ({kind} inputs)")
+                found.append(Accuracy(**answer["accuracy"]))
+            self._child.pause()
+        except (ChildEndedError, ChildTimeoutError) as error:
+            output = self._child.output.text if self._child else ""
+            self.end()
+            why = error.reason if isinstance(error, ChildEndedError) else "it took too long"
+            raise _EndError(Status.FAILED, f"the answer could not be verified: {why}", output) from None
+        return worst(found)
+
+    def end(self) -> None:
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+
+def worst(found: Iterable[Accuracy]) -> Accuracy:
+    """Every error at its largest, cosine and share at their smallest."""
+    several = list(found)
+    least = ("cosine", "checked_share")
+    return Accuracy(
+        **{
+            name: (min if name in least else max)(getattr(a, name) for a in several)
+            for name in Accuracy.__dataclass_fields__
+        }
+    )
+
+
+def _kernel_kills() -> int:
+    """How often the kernel has killed a process for memory since it booted."""
+    try:
+        with open("/proc/vmstat") as stat:
+            return sum(int(line.split()[1]) for line in stat if line.startswith("oom_kill "))
+    except OSError:
+        return 0

@@ -1,0 +1,256 @@
+"""One implementation on one problem in one process: first calls, outputs for the judge, memory, blocks.
+
+Answers one message at a time; whatever goes wrong in the implementation is an answer too.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import os
+import resource
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from attnbench import clocks, inputs, measure, plugins, verify
+from attnbench.forkserver import Channel
+from attnbench.implementation import Implementation, Inputs, Prepared
+from attnbench.problem import Direction, Problem
+from attnbench.records import Status
+
+Answer = dict[str, Any]
+
+_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "not enough memory")
+
+
+class WrongError(Exception):
+    """What the implementation returned or did cannot be right; the message says why."""
+
+
+def serve(channel: Channel) -> None:
+    """Answer the runner's messages until it closes the channel or says `exit`."""
+    job: Job | None = None
+    while (message := channel.receive()) is not None and message["op"] != "exit":
+        try:
+            if job is None:
+                job = Job(message)
+            answer = getattr(job, message["op"])(message)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt of a plugin are rows too
+            status, reason = explain(error)
+            answer = {"status": status, "reason": reason}
+            del error
+        channel.send(answer)
+
+
+def explain(error: BaseException) -> tuple[Status, str]:
+    """The status and the reason in words for an exception out of an implementation."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, WrongError):
+        return Status.WRONG, text
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    lowered = text.lower()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in lowered for words in _OUT_OF_MEMORY)
+    ):
+        start = lowered.find("defaultcpuallocator")
+        return Status.OUT_OF_MEMORY, text[max(start, 0) :] or f"{type(error).__name__} at {place}"
+    return Status.FAILED, f"{type(error).__name__}: {text or 'no message'} ({place})"
+
+
+class Job:
+    """The implementation under test with its inputs, and the operations that the runner may ask for."""
+
+    def __init__(self, message: Mapping[str, Any]) -> None:
+        if message["op"] == "memory":
+            measure.return_memory_eagerly()
+        self.problem = Problem.parse(message["problem"])
+        self.device: str = message["device"]
+        self.seed: int = message["seed"]
+        self.folder: str = message["folder"]
+        self._confine(message["memory_bytes"], message["threads"])
+        self.implementation: Implementation = plugins.load(message["target"])[message["implementation"]]
+        self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
+        self.inputs: Inputs = inputs.make(
+            self.problem,
+            kind="normal",
+            seed=self.seed,
+            device=self.device,
+            qkv_format=self.implementation.qkv_format,
+        )
+        self.prepared: Prepared
+        self.clock = clocks.clock(message["clock"], self.device)
+        self.last: Any = None
+
+    def _confine(self, memory_bytes: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)
+        if self.device == "cpu":
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+                score.write("1000")  # if the kernel must kill something, then this
+            with open("/proc/self/statm") as statm:
+                used = int(statm.read().split()[5]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, used + memory_bytes))
+        else:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total), self.device)
+
+    def _synchronize(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+    def _prepare(self) -> float:
+        start = perf_counter()
+        prepared = self.implementation.prepare(self.problem, self.inputs)
+        self._synchronize()
+        seconds = perf_counter() - start
+        self.prepared = prepared if isinstance(prepared, Prepared) else Prepared(step=prepared)
+        return seconds
+
+    def _call(self) -> tuple[Any, float]:
+        start = perf_counter()
+        raw = self.prepared.step()
+        self._synchronize()
+        return raw, perf_counter() - start
+
+    # ------------------------------------------------------------ operations
+
+    def canary(self, message: Mapping[str, Any]) -> Answer:
+        """Prepare, call, and hand the outputs for both kinds of inputs to the judge."""
+        if self.sample.share < 1:
+            inputs.mask_dout(self.inputs, self.sample, self.implementation.qkv_format)
+        before = inputs.checksum(self.inputs)
+        self._poison()
+        setup_s = self._prepare()
+        raw, first_call_s = self._call()
+        normal = self._output("normal", raw)
+        del raw
+        self._unchanged(before)
+        call_s = min(self._call()[1] for _ in range(2)) if first_call_s < 1 else self._call()[1]
+        peaked = self._renewed()
+        return {
+            "setup_s": setup_s,
+            "first_call_s": first_call_s,
+            "call_s": call_s,
+            "kernel": self.prepared.kernel,
+            "outputs": {"normal": normal, "peaked": peaked},
+        }
+
+    def memory(self, message: Mapping[str, Any]) -> Answer:
+        """Measure the memory of one call."""
+        self._prepare()
+        held = measure.total_bytes([self.inputs.q, self.inputs.k, self.inputs.v, self.inputs.dout])
+        return dataclasses.asdict(measure.memory(self.prepared, self.device, held, self._bytes))
+
+    def ready(self, message: Mapping[str, Any]) -> Answer:
+        """Prepare for blocks, and say how long a call takes."""
+        gc.collect()
+        gc.disable()
+        self._prepare()
+        self.checksum = inputs.checksum(self.inputs)
+        self._call()
+        return {"call_s": self._call()[1]}
+
+    def block(self, message: Mapping[str, Any]) -> Answer:
+        """Take one block."""
+        self.last = None
+        taken = self.clock.take(self.prepared.step, clocks.Pace(**message["pace"]))
+        self.last = taken.last
+        return {"seconds": taken.seconds, "flagged": taken.flagged, "busy_s": taken.busy_s}
+
+    def check(self, message: Mapping[str, Any]) -> Answer:
+        """Hand over the output that the last sample returned, and one for new values in the same storage."""
+        timed = self._output("timed", self.last)
+        self.last = None
+        self._unchanged(self.checksum)
+        return {"outputs": {"timed": timed, "peaked": self._renewed()}}
+
+    # ------------------------------------------------------------ outputs
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Sizes of what a call returns, in any order of axes."""
+        p, grads = self.problem, [self.inputs.q, self.inputs.k, self.inputs.v]
+        out = (*self.inputs.q.shape[:-1], p.head_dim_v)
+        match p.direction:
+            case Direction.BACKWARD:
+                return [tuple(t.shape) for t in grads]
+            case Direction.FORWARD_BACKWARD:
+                return [out, *(tuple(t.shape) for t in grads)]
+            case _:
+                return [out]
+
+    def _poison(self) -> None:
+        """Leave NaN in memory that an allocator may hand out again: an output never written shows."""
+        for _ in range(2):
+            held = [
+                torch.full(shape, float("nan"), dtype=self.inputs.q.dtype, device=self.device)
+                for shape in self._shapes()
+            ]
+            del held
+
+    def _bytes(self, outputs: Any) -> int:
+        return measure.total_bytes(outputs if isinstance(outputs, tuple | list) else [outputs])
+
+    def _unchanged(self, before: tuple[int, ...]) -> None:
+        if inputs.checksum(self.inputs) != before:
+            raise WrongError("the inputs were changed by the call")
+
+    def _renewed(self) -> str:
+        """Outputs for the peaked inputs, written into the same storage."""
+        form = self.implementation.qkv_format
+        inputs.overwrite(self.inputs, self.problem, kind="peaked", seed=self.seed, qkv_format=form)
+        if self.sample.share < 1:
+            inputs.mask_dout(self.inputs, self.sample, form)
+        if self.prepared.refresh:
+            self.prepared.refresh()
+        before = inputs.checksum(self.inputs)
+        self._poison()
+        written = self._output("peaked", self._call()[0])
+        self._unchanged(before)
+        return written
+
+    def _output(self, name: str, raw: Any) -> str:
+        """Write what the judge needs of an output to a file. Raises `WrongError` where it breaks the contract."""
+        form = self.implementation.qkv_format
+        found = verify.inspect(self.prepared.read(raw), self.problem, self.inputs, self.device, form)
+        if isinstance(found, str):
+            raise WrongError(found)
+        picked = inputs.pick(found, self.problem, self.sample, form)
+        if name == "timed" and self.sample.share < 1:  # dk and dv of the timed call saw all of dout
+            picked = {key: value for key, value in picked.items() if key not in ("dk", "dv")}
+        path = os.path.join(self.folder, f"{os.getpid()}-{name}")
+        torch.save(picked, path)
+        return path
+
+
+def probe(channel: Channel) -> None:
+    """Answer one message with the CUDA devices of this machine and facts about torch's build."""
+    from attnbench.environment import torch_facts
+
+    channel.receive()
+    found, reason = [], ""
+    try:
+        if not torch.backends.cuda.is_built():
+            reason = "this build of torch has no CUDA"
+        elif not torch.cuda.is_available():
+            reason = "torch finds no driver or no device"
+        else:
+            for index in range(torch.cuda.device_count()):
+                facts = torch.cuda.get_device_properties(index)
+                found.append(
+                    {
+                        "kind": "cuda",
+                        "index": index,
+                        "name": facts.name,
+                        "memory_bytes": facts.total_memory,
+                        "compute_capability": [facts.major, facts.minor],
+                    }
+                )
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    channel.send({"devices": found, "reason": reason, "torch": torch_facts()})
