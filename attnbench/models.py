@@ -51,9 +51,10 @@ def expand(values: Mapping[str, Any]) -> dict[str, Any]:
             f"`model: {name}` already sets the heads and what they compute, so `{clash}` cannot be given too",
             hint=f"leave out `model` and write its keys instead: {words}",
         )
-    if _LENGTHS.isdisjoint(expanded):
-        return {**_WITH_LENGTHS[name], **expanded}
-    return {**_WITHOUT_LENGTHS[name], **expanded}
+    keys = geometry.keys
+    if not _LENGTHS.isdisjoint(expanded):
+        keys = {key: value for key, value in keys.items() if key not in _LENGTHS}
+    return {**keys, **expanded}
 
 
 def _geometry(name: str, summary: str, source: str, **keys: Scalar) -> Geometry:
@@ -130,8 +131,8 @@ MODELS: Mapping[str, Geometry] = MappingProxyType(
             _geometry(
                 "t5-base",
                 "T5-base, encoder self-attention: unscaled, with a learned bias by distance",
-                "Raffel et al. 2020, section 2.1; t5-base config.json: num_heads 12, d_kv 64, "
-                "relative_attention_num_buckets 32, and 128 the code's longest distance",
+                "Raffel et al. 2020, section 2.1 (32 buckets up to a distance of 128); t5-base config.json: "
+                "num_heads 12, d_kv 64; T5Attention in transformers scales nothing",
                 heads=12,
                 head_dim=64,
                 mask="full",
@@ -215,10 +216,3 @@ MODELS: Mapping[str, Geometry] = MappingProxyType(
     }
 )
 """Every geometry by its name, in the order in which they are shown."""
-
-# plain dicts: `expand` runs once for each combination of a suite, and copying a proxy is three times slower
-_WITH_LENGTHS = {name: dict(geometry.keys) for name, geometry in MODELS.items()}
-_WITHOUT_LENGTHS = {
-    name: {key: value for key, value in keys.items() if key not in _LENGTHS}
-    for name, keys in _WITH_LENGTHS.items()
-}

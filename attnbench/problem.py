@@ -546,7 +546,8 @@ def parse_layout(text: str) -> Layout:
 
 Sequences = tuple[tuple[int, int], ...]
 _LENGTH = r"(\d+)(k?)"
-_REQUEST = re.compile(rf"(\d+)q{_LENGTH}(?:s{_LENGTH})?")
+_REQUEST = re.compile(rf"([1-9]\d*)q{_LENGTH}(?:s{_LENGTH})?")
+_SOUND = re.compile(r"[1-9]\d*(?:q(?:\d+k?(?:s(?:\d+k?)?)?)?)?")  # how far a broken one can be read
 
 
 def parse_requests(text: str) -> Sequences:
@@ -559,9 +560,9 @@ def parse_requests(text: str) -> Sequences:
     at = 0
     for part in text.split("_"):
         match = _REQUEST.fullmatch(part)
-        if match is None or not int(match[1]):
-            good = _REQUEST.match(part)
-            place = at + (good.end() if good and int(good[1]) else 0)
+        if match is None:
+            sound = _SOUND.match(part)
+            place = at + (sound.end() if sound else 0)
             raise ProblemError(
                 f"requests {text!r}: cannot read character {place + 1} ({text[place : place + 1] or 'the end'!r})",
                 hint="write <count>q<len>[s<len>] joined by `_`, such as 2q2k_32q1s1k",

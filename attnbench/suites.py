@@ -21,7 +21,6 @@ from attnbench.units import parse_bytes, parse_seconds
 LARGEST = 1_000_000
 """Combinations of values in one suite at the most; they are counted before any is made."""
 _LARGEST_FILE = 2**20
-_DEEPEST = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +88,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class Key:
-    """What may stand behind a key."""
+    """What may stand behind a key: a value of a kind of `_KINDS`, and where `many`, a list of them too."""
 
     kind: str
-    """One of `_KINDS`."""
     default: str
     """As text; `required`, or empty where leaving the key out means nothing of its own."""
     meaning: str
     many: bool = False
-    """A list is allowed too."""
     keys: "Mapping[str, Key] | None" = None
-    """Of the mapping that the value is."""
     choices: tuple[str, ...] = ()
     pattern: str = ""
     """Regular expression of the values, where `choices` only gives examples."""
@@ -124,34 +120,39 @@ _CHOICES = {"dtype": tuple(DType), "kv_dtype": tuple(DType), "direction": tuple(
 
 # fmt: off
 BLOCK_KEYS: Mapping[str, Key] = {
-    "model": Key("text", "", f"brings the heads of a real model: one of {', '.join(MODELS)}", True, choices=tuple(MODELS)),
+    "model": Key("text", "", f"brings the heads of a real model: one of {', '.join(MODELS)}", True,
+        choices=tuple(MODELS)),
     **{
-        name: Key(_PROBLEM_KINDS[kind], default, meaning, True, choices=_CHOICES.get(name, ()), least=1 if kind is int else None)
+        name: Key(_PROBLEM_KINDS[kind], default, meaning, True, choices=_CHOICES.get(name, ()),
+            least=1 if kind is int else None)
         for name, (kind, default, meaning) in PROBLEM_KEYS.items()
     },
 }
 MEASURE_KEYS: Mapping[str, Key] = {
-    "preset": Key("text", "default", "launches and budget: "
-        + ", ".join(f"{name} {p.launches} and {p.budget_s:g}s" for name, p in PRESETS.items()), choices=tuple(PRESETS)),
+    "preset": Key("text", "default", "launches and budget: " + ", ".join(
+        f"{name} {p.launches} and {p.budget_s:g}s" for name, p in PRESETS.items()), choices=tuple(PRESETS)),
     "launches": Key("integer", "the preset's", "fresh processes that a cell is measured in", least=1),
-    "budget": Key("duration", "the preset's", "measuring of one cell, over all launches", least=1e-3, field="budget_s"),
-    "timeout": Key("duration", "60s", "end of a job; waiting for its turn does not count", least=1e-3, field="timeout_s"),
-    "memory": Key("memory", "the machine's", "limit of one job", least=1, field="memory_bytes"),
+    "budget": Key("duration", "the preset's", "measuring of one cell, over all launches",
+        least=1e-3, field="budget_s"),
+    "timeout": Key("duration", "60s", "end of a job; waiting for its turn does not count",
+        least=1e-3, field="timeout_s"),
+    "memory": Key("memory", "most of the machine's", "limit of one job", least=1, field="memory_bytes"),
     "threads": Key("integer", "all available", "CPU threads that an implementation may use", least=1),
     "cache": Key("text", "warm", "state of the caches at each call: warm or cold", choices=("warm", "cold")),
-    "clock": Key("text", "wall", "wall, or events for CUDA events", choices=("wall", "events")),
+    "clock": Key("text", "wall", "wall or events; on a CUDA device it is events in any case", choices=("wall", "events")),
     "seed": Key("integer", "0", "of the inputs and of the order of measuring", least=0),
 }
 VERIFY_KEYS: Mapping[str, Key] = {
-    "gflop": Key("number", "2", "work of the float64 oracle per problem and kind of inputs, in 1e9 floating-point operations; "
-        "of a larger problem a seeded sample of rows is checked", least=1e-3, field="work", unit=1e9),
+    "gflop": Key("number", "2", "work of the float64 oracle per problem and kind of inputs, in 1e9 "
+        "floating-point operations; of a larger problem a seeded sample of rows is checked",
+        least=1e-3, field="work", unit=1e9),
 }
 SUITE_KEYS: Mapping[str, Key] = {
     "question": Key("text", "required", "what the suite answers, in words"),
-    "device": Key("text", "cpu", "where to run: cpu, cuda, cuda:1 ...", True,
-        choices=("cpu", "cuda", "cuda:1"), pattern=r"^(cpu|cuda(:(0|[1-9][0-9]?))?)$", field="devices"),
+    "device": Key("text", "cpu", "where to run: cpu, cuda, cuda:1 ...", True, field="devices",
+        choices=("cpu", "cuda", "cuda:1"), pattern=r"^(cpu|cuda(:(0|[1-9][0-9]?))?)$"),
     "implementations": Key("text", '"*"', "names or globs of what is compared", True),
-    "baseline": Key("text", "the first that is ok", "name of the implementation that the others are compared with"),
+    "baseline": Key("text", "the first that is ok", "name of what the others are compared with"),
     "problems": Key("keys", "required", "blocks; each key of one has a value or a list of values, "
         "and the block is the product of its lists", True, keys=BLOCK_KEYS),
     "measure": Key("keys", "", "how to measure", keys=MEASURE_KEYS),
@@ -199,38 +200,17 @@ def keys_markdown() -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- YAML -> nodes
-
-
-class _Loader(yaml.SafeLoader):
-    """Composes nodes, which know their lines; refuses what YAML allows and a suite has no use for."""
-
-    def __init__(self, text: str, name: str) -> None:
-        super().__init__(text)
-        self.name = name
-        self._inside: list[str | None] = []
-        """Anchors of the nodes that are being composed."""
-
-    def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        event = self.peek_event()
-        anchor, tag, why = getattr(event, "anchor", None), getattr(event, "tag", None), ""
-        if isinstance(event, yaml.AliasEvent) and anchor in self._inside:
-            why = f"the alias `*{anchor}` contains itself"
-        elif tag:
-            why = f"a suite has no tags, got `{tag}`"
-        elif len(self._inside) > _DEEPEST:
-            why = "nested too deeply"
-        if why:
-            raise yaml.MarkedYAMLError(problem=why, problem_mark=event.start_mark)
-        self._inside.append(anchor)
-        node = super().compose_node(parent, index)
-        self._inside.pop()
-        return node
+# ---------------------------------------------------------------- YAML -> nodes -> values
 
 
 def _compose(text: str, name: str) -> Node | None:
+    """Nodes, which know their lines. They are walked no deeper than a suite goes, so no alias can explode."""
     try:
-        return _Loader(text, name).get_single_node()
+        loader = yaml.SafeLoader(text)
+        loader.name = name
+        return loader.get_single_node()
+    except RecursionError:
+        raise SuiteError(f"{name}: nested too deeply") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise SuiteError(f"{name}:{line}: not text: it holds the character {error.character:#x}") from None
@@ -239,8 +219,8 @@ def _compose(text: str, name: str) -> Node | None:
         if r"'\t'" in what:
             what, hint = "a tab where YAML wants spaces", "indent with spaces"
         elif error.context == "while scanning an alias" or "undefined alias" in what:
-            hint = 'a glob that begins with `*` needs quotes: "*"'
-        elif "single document" in what:
+            what, hint = "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'
+        elif "another document" in what:
             what, hint = "there is a second document", "write one suite a file, without `---`"
         raise SuiteError(f"{_place(error.problem_mark)}: {what}", hint=hint) from None
 
@@ -253,12 +233,16 @@ def _error(node: Node, message: str, hint: str | None = None) -> SuiteError:
     return SuiteError(f"{_place(node.start_mark)}: {message}", hint=hint)
 
 
-# ---------------------------------------------------------------- nodes -> values
-
 _INTEGER = re.compile(r"[-+]?(0|[1-9]\d{0,17})")
 _NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{0,30})?([eE][-+]\d{1,3})?")
 _EXPONENT = re.compile(r"([-+]?\d+)(?:\.(\d*))?[eE]([-+]?)(\d{1,3})")
-_READINGS = {"bool": "a boolean", "null": "nothing", "timestamp": "a date", "str": "text"}
+_READINGS = {
+    "int": "a number",
+    "float": "a number",
+    "bool": "a boolean",
+    "null": "nothing",
+    "timestamp": "a date",
+}
 
 
 def _yaml_exponent(match: re.Match[str]) -> str:
@@ -268,38 +252,38 @@ def _yaml_exponent(match: re.Match[str]) -> str:
 
 def _got(node: Node) -> str:
     if not isinstance(node, ScalarNode):
-        return "a list" if isinstance(node, SequenceNode) else "keys with values"
+        return (
+            "keys with values"
+            if isinstance(node, MappingNode)
+            else "a list" + " that contains itself" * (node in node.value)
+        )
     text = " ".join(node.value.split())[:60]
     if node.style is not None:
         return f"the text {text!r}"
-    tag = node.tag.rpartition(":")[2]
-    number = "a number in base 60" if ":" in text else "a number"
-    return f"`{text}`, which YAML reads as {_READINGS.get(tag, number)}" if text else "nothing"
+    reading = _READINGS.get(node.tag.rpartition(":")[2], "text")
+    sixty = " in base 60" if reading == "a number" and ":" in text else ""
+    return f"`{text}`, which YAML reads as {reading}{sixty}" if text else "nothing"
 
 
 def _wrong(name: str, key: Key, node: Node) -> SuiteError:
-    noun, hint = _KINDS[key.kind][0], None
+    noun, text = _KINDS[key.kind][0], str(node.value) if isinstance(node, ScalarNode) else ""
+    exponent = _EXPONENT.fullmatch(text)
+    hint = {"text": f'write "{text}"', "boolean": "write true or false"}.get(
+        key.kind, "write decimal digits, without quotes"
+    )
+    if key.kind == "integer" and (exponent or _NUMBER.fullmatch(text)) and float(text) % 1 == 0:
+        hint = f"write {float(text):.0f}"
+    elif exponent and key.kind == "number":
+        hint = f"write {_yaml_exponent(exponent)}"
     got = _got(node).removesuffix(f", which YAML reads as {noun}")
-    if isinstance(node, ScalarNode) and node.value.strip():
-        text = node.value
-        exponent = _EXPONENT.fullmatch(text)
-        if key.kind == "text":
-            hint = f'write "{text}"'
-        elif key.kind == "boolean":
-            hint = "write true or false"
-        elif key.kind == "integer" and (exponent or _NUMBER.fullmatch(text)) and float(text).is_integer():
-            hint = f"write {float(text):.0f}"
-        elif exponent:
-            hint = f"write {_yaml_exponent(exponent)}"
-        else:
-            hint = "write decimal digits, without quotes"
-    return _error(node, f"`{name}` must be {noun}, got {got}", hint)
+    return _error(node, f"`{name}` must be {noun}, got {got}", hint if text.strip() else None)
 
 
 def _scalar(name: str, key: Key, node: Node) -> Any:
     if not isinstance(node, ScalarNode):
         raise _wrong(name, key, node)
-    tag, text, value = node.tag.rpartition(":")[2], node.value, None
+    tag, text = node.tag.rpartition(":")[2], node.value
+    value: Any = None
     number = tag in ("int", "float") and _NUMBER.fullmatch(text)
     if key.kind == "integer" and tag == "int" and _INTEGER.fullmatch(text):
         value = int(text)
@@ -307,7 +291,7 @@ def _scalar(name: str, key: Key, node: Node) -> Any:
         value = float(text) * key.unit
     elif key.kind == "boolean" and tag == "bool" and text.lower() in ("true", "false"):
         value = text.lower() == "true"
-    elif key.kind == "text" and tag == "str" and text.strip():
+    elif key.kind == "text" and tag not in _READINGS and text.strip():
         value = text
     elif key.kind in ("duration", "memory") and (number or (tag == "str" and len(text) < 40)):
         try:
@@ -345,7 +329,7 @@ def _members(node: Node, what: str, keys: Mapping[str, Key]) -> dict[str, Node]:
         members[name.value] = value
     for name, key in keys.items():
         if key.default == "required" and name not in members:
-            raise _error(node, f"{what} needs `{name}`", f"write `{name}:`, {key.meaning}")
+            raise _error(node, f"{what} needs `{name}`", f"`{name}:` holds {key.meaning}")
     return members
 
 
@@ -372,7 +356,7 @@ def _problems(node: Node) -> tuple[Problem, ...]:
         for combination in product(*lists.values()):
             values = dict(zip(lists, combination, strict=True))
             try:
-                found[problem_from(expand(values) if "model" in values else values)] = None
+                found[problem_from(expand(values))] = None
             except ProblemError as error:
                 places = {n: _items(node)[lists[n].index(values[n])] for n, node in members.items()}
                 raise _error(_culprit(block, places, error.message), error.message, error.hint) from None
@@ -393,11 +377,12 @@ def _culprit(block: Node, places: Mapping[str, Node], message: str) -> Node:
 
 def _word(text: str, name: str) -> ScalarNode:
     """The node that YAML makes of a plain word, placed in `name`."""
-    mark = yaml.Mark(name, 0, 0, 0, None, None)
-    return ScalarNode(yaml.resolver.Resolver().resolve(ScalarNode, text, (True, False)), text, mark, mark)
+    mark = yaml.Mark(name, 0, 0, 0, None, 0)
+    tag = yaml.SafeLoader("").resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    return ScalarNode(tag, text, mark, mark)
 
 
-def _override(root: MappingNode, text: str) -> None:
+def _override(root: Node, text: str) -> None:
     """Puts the value of a `--set key=value` into the place of the file's own."""
     path, equals, value = text.partition("=")
     name = f"--set {text}"
@@ -410,10 +395,12 @@ def _override(root: MappingNode, text: str) -> None:
         sections = [n for n, k in SUITE_KEYS.items() if k.keys]
         if section not in sections:
             raise SuiteError(f"{name}: unknown key `{path}`", hint=suggestion(section, sections))
-        if all(k.value != section for k, _ in root.value):
+        found = [v for k, v in root.value if k.value == section] if isinstance(root, MappingNode) else []
+        if not found and isinstance(root, MappingNode):
             begin = _word(section, name)
-            root.value.append((begin, MappingNode("", [], begin.start_mark, begin.end_mark)))
-        targets = next(_items(v) for k, v in root.value if k.value == section)
+            found = [MappingNode("", [], begin.start_mark, begin.end_mark)]
+            root.value.append((begin, found[0]))
+        targets = _items(found[0]) if found else []
     for target in targets:
         if isinstance(target, MappingNode):
             kept = [(k, v) for k, v in target.value if k.value != (key or path)]
@@ -425,7 +412,7 @@ def parse(text: str, path: str, overrides: Sequence[str] = ()) -> Suite:
     root = _compose(text, path)
     if root is None:
         raise SuiteError(f"{path}:1: there is no suite in it", hint="a suite begins with `question:`")
-    for override in overrides if isinstance(root, MappingNode) else ():
+    for override in overrides:
         _override(root, override)
     members = _members(root, "a suite", SUITE_KEYS)
     records: dict[str, Any] = {
@@ -475,8 +462,10 @@ def find(name_or_path: str) -> Path:
     )
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Suite:
-    """The suite of a file, or a shipped one by its name. Raises `SuiteError`."""
+def load(name_or_path: str, overrides: Sequence[str] = (), text: str | None = None) -> Suite:
+    """The suite of a file, or a shipped one by its name; `text` stands in for the file. Raises `SuiteError`."""
+    if text is not None:
+        return parse(text, name_or_path, overrides)
     try:
         with find(name_or_path).open("rb") as file:
             data = file.read(_LARGEST_FILE + 1)

@@ -26,10 +26,10 @@ def number(value: float, digits: int = 3) -> str:
     """`value` to `digits` significant digits, without an exponent."""
     if value == 0:
         return "0"
-    whole = len(str(int(abs(value))))
-    if abs(value) >= 1:
-        return f"{value:.{max(0, digits - whole)}f}"
-    return f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0")
+    rounded = float(f"{value:.{digits}g}")  # first, since 9.999 has two places before the point then
+    if abs(rounded) >= 1:
+        return f"{value:.{max(0, digits - len(str(int(abs(rounded)))))}f}"
+    return f"{rounded:.12f}".rstrip("0").rstrip(".")
 
 
 def seconds_text(seconds: float) -> str:
@@ -65,7 +65,8 @@ def parse_bytes(text: str | float) -> int:
 
 
 def _parse(text: str | float, units: dict[str, float], what: str, example: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    plain = f"{text:.12f}" if isinstance(text, float) else str(text)  # never 1e-05
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", plain)
     unit = match[2].lower() if match else None
     if match is None or (unit and unit not in units):
         raise UserError(f"{text!r} is not {what}", hint=f"write {example}")

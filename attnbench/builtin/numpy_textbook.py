@@ -1,1 +1,137 @@
-"""x"""
+"""Attention as the textbooks print it, in numpy, with the gradients written out by hand."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from attnbench import Capabilities, Direction, Implementation, Inputs, Prepared, Problem, hookimpl
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.floating[Any]]
+
+_MASKS = frozenset(
+    [
+        "full",
+        "causal",
+        "causal-top-left",
+        "window",
+        "chunked",
+        "dilated",
+        "prefix-lm",
+        "block-causal",
+        "global-window",
+        "product",
+    ]
+)
+
+
+@hookimpl
+def attnbench_implementations() -> Iterable[Implementation]:
+    yield Implementation(
+        name="numpy",
+        summary="softmax(scale q k^T) v in numpy, gradients by hand; the scores [Sq, Sk] are stored",
+        capabilities=Capabilities(
+            dtypes=frozenset(("float32", "float64")),
+            directions=frozenset(("forward", "backward", "forward_backward")),
+            masks=_MASKS,
+            modifiers=frozenset(("softcap",)),
+            grouped_heads=True,
+            unequal_head_dims=True,
+        ),
+        prepare=_prepare,
+        requires=("numpy",),
+        qkv_format="bhsd",
+    )
+
+
+def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
+    import numpy as np
+    import torch
+
+    shape = problem.uniform
+    assert shape is not None
+    sq, sk = shape
+    group = problem.heads_q // problem.heads_kv
+    scale = problem.softmax_scale
+    modifiers: Any = problem.modifiers
+    cap = next((modifier.cap for modifier in modifiers if modifier.name == "softcap"), None)
+    forbidden = _forbidden(problem, sq, sk)
+
+    def fold(tensor: torch.Tensor) -> "Array":
+        """[B, Hq, Sq, X] -> [B, Hk, G Sq, X], a view: a group's queries become rows over the same keys."""
+        array: Array = tensor.numpy()
+        return array.reshape(problem.batch, problem.heads_kv, group * sq, array.shape[-1])
+
+    def unfold(array: "Array") -> torch.Tensor:
+        return torch.from_numpy(array.reshape(problem.batch, problem.heads_q, sq, array.shape[-1]))
+
+    q, k, v = fold(inputs.q), inputs.k.numpy(), inputs.v.numpy()  # views: they see values written later
+
+    def weights(slope: bool) -> "tuple[Array, Array | None]":
+        """softmax(scores) [B, Hk, G Sq, Sk] (Vaswani et al. 2017, equation 1) and, if asked, softcap's slope."""
+        s = q @ k.swapaxes(-1, -2)
+        s *= scale
+        derivative = None
+        if cap is not None:
+            s /= cap
+            np.tanh(s, out=s)
+            derivative = 1 - s * s if slope else None
+            s *= cap
+        if forbidden is not None:
+            np.copyto(s.reshape(problem.batch, problem.heads_kv, group, sq, sk), -np.inf, where=forbidden)
+        peak = s.max(axis=-1, keepdims=True, initial=-np.inf)
+        s -= np.where(np.isneginf(peak), 0, peak)  # a row that sees no key stays at -inf: its weights are 0
+        np.exp(s, out=s)
+        total = s.sum(axis=-1, keepdims=True)
+        s /= np.where(total == 0, 1, total)
+        return s, derivative
+
+    if problem.direction is Direction.FORWARD:
+        return Prepared(step=lambda: weights(slope=False)[0] @ v, read=unfold)
+    assert inputs.dout is not None
+    dout = fold(inputs.dout)
+
+    def gradients(p: "Array", slope: "Array | None", out: "Array") -> "tuple[Array, Array, Array]":
+        """dq, dk, dv by the chain rule (Dao et al. 2022, appendix B.2)."""
+        dv = p.swapaxes(-1, -2) @ dout  # summed over the group, for its queries are rows here
+        ds = dout @ v.swapaxes(-1, -2)
+        ds -= (dout * out).sum(axis=-1, keepdims=True)
+        ds *= p
+        if slope is not None:
+            ds *= slope
+        ds *= scale
+        return ds @ k, ds.swapaxes(-1, -2) @ q, dv
+
+    def read_gradients(raw: "tuple[Array, Array, Array]") -> "tuple[torch.Tensor, ...]":
+        return unfold(raw[0]), torch.from_numpy(raw[1]), torch.from_numpy(raw[2])
+
+    def forward() -> "tuple[Array, Array | None, Array]":
+        p, slope = weights(slope=True)
+        return p, slope, p @ v
+
+    if problem.direction is Direction.FORWARD_BACKWARD:
+
+        def both() -> "tuple[Array, tuple[Array, Array, Array]]":
+            p, slope, out = forward()
+            return out, gradients(p, slope, out)
+
+        return Prepared(step=both, read=lambda raw: (unfold(raw[0]), *read_gradients(raw[1])))
+    kept = [forward()]
+
+    def refresh() -> None:
+        kept[:] = [forward()]
+
+    return Prepared(step=lambda: gradients(*kept[0]), read=read_gradients, refresh=refresh)
+
+
+def _forbidden(problem: Problem, sq: int, sk: int) -> "npt.NDArray[np.bool_] | None":
+    """True where a query may not see a key, [Sq, Sk]; None where every one may see all."""
+    import numpy as np
+
+    if problem.mask.name == "full":
+        return None
+    i, j = np.arange(sq)[:, None], np.arange(sk)[None, :]
+    allowed: npt.NDArray[np.bool_] = problem.mask.allowed(i, j, sq, sk)
+    return ~allowed

@@ -1,1 +1,185 @@
-"""x"""
+"""torch's `scaled_dot_product_attention`: as it dispatches by itself, and held to one of its kernels."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from attnbench import (
+    Capabilities,
+    Device,
+    Direction,
+    Implementation,
+    Inputs,
+    Prepared,
+    Problem,
+    differentiable,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_MASKS = frozenset(
+    [
+        "full",
+        "causal",
+        "causal-top-left",
+        "window",
+        "chunked",
+        "dilated",
+        "prefix-lm",
+        "block-causal",
+        "global-window",
+        "product",
+    ]
+)
+_CAPABILITIES = Capabilities(
+    dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
+    devices=frozenset(("cpu", "cuda")),
+    directions=frozenset(("forward", "backward", "forward_backward")),
+    masks=_MASKS,
+    grouped_heads=True,
+    unequal_head_dims=True,
+)
+
+
+@hookimpl
+def attnbench_implementations() -> Iterable[Implementation]:
+    yield Implementation(
+        name="torch-sdpa",
+        summary="scaled_dot_product_attention; torch chooses the kernel, which the column `kernel` names",
+        capabilities=_CAPABILITIES,
+        prepare=partial(_prepare, None),
+        requires=("torch",),
+        qkv_format="bhsd",
+    )
+    yield Implementation(
+        name="torch-sdpa-math",
+        summary="scaled_dot_product_attention held to its math kernel, which itself repeats k and v of grouped heads",
+        capabilities=_CAPABILITIES,
+        prepare=partial(_prepare, "math"),
+        requires=("torch",),
+        qkv_format="bhsd",
+    )
+    yield Implementation(
+        name="torch-sdpa-flash",
+        summary="scaled_dot_product_attention held to its flash kernel; raises where that cannot run",
+        capabilities=replace(_CAPABILITIES, unequal_head_dims=False, compute_capability=(8, 0)),
+        prepare=partial(_prepare, "flash"),
+        requires=("torch",),
+        qkv_format="bhsd",
+        objection=_flash_objection,
+    )
+
+
+def _mask_form(problem: Problem) -> str:
+    """How SDPA is told the mask: `none`, `is_causal`, `lower-right` (causal with Sq != Sk) or `explicit`."""
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    match problem.mask.name:
+        case "full":
+            return "none"
+        case "causal" if sq == 1:  # the one query is the last: it sees every key
+            return "none"
+        case "causal":
+            return "is_causal" if sq == sk else "lower-right"
+        case "causal-top-left":  # the alignment of is_causal
+            return "is_causal"
+    return "explicit"
+
+
+def _flash_objection(problem: Problem, device: Device) -> str | None:
+    """What torch's dispatcher asks of the flash kernel beyond the capabilities (torch 2.13: `sdp_utils.cpp`
+    for CUDA, `sdp_utils_cpp.cpp` for CPU, whose kernel takes all four dtypes, explicit masks and any D)."""
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    if not (sq and sk):
+        return "flash takes no empty sequences"
+    if device.kind == "cpu":
+        return None
+    if problem.dtype.value not in ("float16", "bfloat16"):
+        return f"flash on CUDA takes no {problem.dtype.value}"
+    if problem.head_dim > 256:
+        return f"flash on CUDA takes no head_dim {problem.head_dim}: at most 256"
+    version = device.compute_capability or (0, 0)
+    narrow = (8, 6) <= version <= (8, 9) or version >= (12, 0)
+    if narrow and problem.direction is not Direction.FORWARD and 192 < problem.head_dim <= 224:
+        return f"flash has no gradient for head_dim {problem.head_dim} on compute capability {version[0]}.{version[1]}"
+    form = _mask_form(problem)
+    if form == "explicit":
+        return "flash on CUDA takes no explicit mask"
+    if form == "is_causal" and sq != sk:
+        return "flash on CUDA takes no is_causal with Sq != Sk"
+    if form == "lower-right" and sq > sk:
+        return "flash on CUDA takes no causal mask with Sq > Sk"
+    return None
+
+
+def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
+    """SDPA held to `kernel` by torch's process-wide switches, which each call turns off and on again.
+
+    With all other kernels off, torch raises where this one cannot run. The context manager `sdpa_kernel`
+    does the same, but costs a call 11 us on a CPU, which is more than the smallest problems take; this costs 0.3 us.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    sdpa: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
+    form = _mask_form(problem)
+    arguments: dict[str, Any] = {
+        "attn_mask": _mask(kernel, form, problem, inputs.q.device),
+        "is_causal": form == "is_causal",
+        "scale": problem.scale,
+        "enable_gqa": problem.heads_q != problem.heads_kv,
+    }
+    if kernel is None:
+        return differentiable(
+            partial(sdpa, **arguments), problem, inputs, kernel=_chosen(problem, inputs, arguments)
+        )
+    names = ("math", "flash", "mem_efficient", "cudnn") if inputs.q.is_cuda else ("math", "flash")
+    switches = torch.backends.cuda  # of all devices, for all their name
+    others: list[Callable[[bool], None]] = [
+        getattr(switches, f"enable_{name}_sdp")
+        for name in names
+        if name != kernel and getattr(switches, f"{name}_sdp_enabled")()
+    ]
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        for switch in others:
+            switch(False)
+        try:
+            return sdpa(q, k, v, **arguments)
+        finally:
+            for switch in others:
+                switch(True)
+
+    return differentiable(attend, problem, inputs, kernel=kernel)
+
+
+def _mask(kernel: str | None, form: str, problem: Problem, device: "torch.device") -> "torch.Tensor | None":
+    """None, torch's lower-right bias for flash on CUDA, or a boolean [Sq, Sk] made once."""
+    import torch
+
+    if form in ("none", "is_causal"):
+        return None
+    assert problem.uniform is not None
+    if form == "lower-right" and kernel == "flash" and device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right
+
+        bias: torch.Tensor = causal_lower_right(*problem.uniform)
+        return bias
+    i, j = (torch.arange(n, device=device) for n in problem.uniform)
+    allowed: torch.Tensor = problem.mask.allowed(i[:, None], j[None, :], *problem.uniform)
+    return allowed
+
+
+def _chosen(problem: Problem, inputs: Inputs, arguments: dict[str, Any]) -> str:
+    """The kernel that torch's dispatcher says it will run."""
+    import torch
+    from torch.nn.attention import SDPBackend
+
+    grad = problem.direction is not Direction.FORWARD
+    q, k, v = (t.detach().requires_grad_(grad) for t in (inputs.q, inputs.k, inputs.v))
+    choice = SDPBackend(torch._fused_sdp_choice(q, k, v, **arguments))
+    return str(choice.name.removesuffix("_ATTENTION").lower())

@@ -48,8 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
         seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
         if earlier is None:
-            name = Path(arguments.output) if arguments.output else None
-            folder = results.create(PARENT, name, suite.name)
+            folder = results.create(PARENT, arguments.output, suite.name)
         head = header.make(
             schema=results.SCHEMA,
             run_id=folder.resolve().name,

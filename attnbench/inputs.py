@@ -1,0 +1,318 @@
+"""A problem's seeded tensors, and the sample of them that is verified.
+
+Values are a function of (problem, kind, seed) alone, so that processes with other axis orders see the same
+numbers. Letters: B Sq Sk Hq Hk D Dv as in `problem`; R sampled rows, G sampled (batch, key/value head) groups.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnbench import costs
+from attnbench.implementation import Inputs
+from attnbench.problem import (
+    BlockCausal,
+    Causal,
+    CausalTopLeft,
+    Chunked,
+    Dilated,
+    Direction,
+    DType,
+    GlobalWindow,
+    Mask,
+    PrefixLM,
+    Problem,
+    Product,
+    Window,
+)
+
+KINDS = ("normal", "peaked")
+"""`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows."""
+
+OUTPUTS = {
+    Direction.FORWARD: ("out",),
+    Direction.INFERENCE: ("out",),
+    Direction.BACKWARD: ("dq", "dk", "dv"),
+    Direction.FORWARD_BACKWARD: ("out", "dq", "dk", "dv"),
+}
+"""What a call returns, in this order."""
+
+TORCH_DTYPES = {
+    DType.FLOAT64: torch.float64,
+    DType.FLOAT32: torch.float32,
+    DType.TFLOAT32: torch.float32,
+    DType.FLOAT16: torch.float16,
+    DType.BFLOAT16: torch.bfloat16,
+}
+
+_CHUNK = 2**22  # elements that are made, or read for a checksum, at once
+
+
+def canonical(tensor: Tensor, qkv_format: str) -> Tensor:
+    """The view [B, H, S, D] of a tensor in `qkv_format`."""
+    return tensor.transpose(1, 2) if qkv_format == "bshd" else tensor
+
+
+def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str) -> Inputs:
+    """Inputs of a dense problem whose sequences are alike, contiguous in `bshd` or `bhsd`."""
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+
+    def empty(heads: int, length: int, dim: int) -> Tensor:
+        axes = (length, heads) if qkv_format == "bshd" else (heads, length)
+        return torch.empty(problem.batch, *axes, dim, dtype=TORCH_DTYPES[problem.dtype], device=device)
+
+    hq, hk, d, dv = problem.heads_q, problem.heads_kv, problem.head_dim, problem.head_dim_v
+    inputs = Inputs(
+        q=empty(hq, sq, d),
+        k=empty(hk, sk, d),
+        v=empty(hk, sk, dv),
+        dout=empty(hq, sq, dv) if "dq" in OUTPUTS[problem.direction] else None,
+    )
+    overwrite(inputs, problem, kind=kind, seed=seed, qkv_format=qkv_format)
+    return inputs
+
+
+def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format: str) -> None:
+    """Write other values into the same storage."""
+    generator = torch.Generator(inputs.q.device).manual_seed(seed * len(KINDS) + KINDS.index(kind))
+    q, k = canonical(inputs.q, qkv_format), canonical(inputs.k, qkv_format)
+    for tensor in (inputs.k, inputs.v, inputs.q, inputs.dout):
+        for part in _chunks(canonical(tensor, qkv_format)) if tensor is not None else ():
+            part.copy_(torch.randn(part.shape, generator=generator, dtype=_wide(part), device=part.device))
+    if kind == "peaked":
+        _point(q, k, problem)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _chunks(tensor: Tensor) -> Iterator[Tensor]:
+    """Views [H', S, D] that cover [B, H, S, D] in order, of `_CHUNK` elements or of one head."""
+    heads = max(1, _CHUNK // (tensor.shape[2] * tensor.shape[3]))
+    for member in tensor:
+        yield from member.split(heads)
+
+
+PEAK = 16.0
+"""Score, in units of the scaled logit, that a query of the `peaked` kind gives the keys it points at."""
+
+
+def _point(q: Tensor, k: Tensor, problem: Problem) -> None:
+    """Add to every query the keys at its mask's edges: the last one allowed and the first one forbidden.
+
+    A key's own score is then about `PEAK` and that of others within a few units of 0, so that a mask off by
+    one moves a large part of the weights.
+    """
+    sq, sk = q.shape[2], k.shape[2]
+    first, last = bounds(problem.mask, torch.arange(sq, device=q.device), sq, sk)
+    strength = PEAK / (problem.head_dim * abs(problem.softmax_scale))
+    strength = math.copysign(strength, problem.softmax_scale)
+    edges = [(first - 1, True), (first, first <= last), (last, first < last), (last + 1, True)]
+    heads = max(1, _CHUNK // (sq * q.shape[3]))
+    for queries, keys in zip(q, k, strict=True):  # [Hq, Sq, D], [Hk, Sk, D]
+        for part, head in zip(queries.split(heads), torch.arange(len(queries)).split(heads), strict=True):
+            total = part.to(_wide(part))
+            for index, wanted in edges:
+                there = (index >= 0) & (index < sk) & wanted
+                found = keys[
+                    (head // (len(queries) // len(keys)))[:, None].to(q.device), index.clamp(0, sk - 1)
+                ]
+                total += found * (there * strength).to(total.dtype)[:, None]
+            part.copy_(total)
+
+
+def bounds(mask: Mask, i: Any, sq: int, sk: int) -> tuple[Any, Any]:
+    """First and last key that query `i` (an integer tensor) may attend to; first > last where it may to none.
+
+    Keys between them may be forbidden. Exact for one mask and for products of intervals; for other
+    products the two lie outside the exact ones.
+    """
+    p = i + (sk - sq)
+    first, last = torch.zeros_like(i), torch.full_like(i, sk - 1)
+    match mask:
+        case Causal():
+            last = p
+        case CausalTopLeft():
+            last = i
+        case Window(left=left, right=right):
+            first = first if left is None else p - left
+            last = last if right is None else p + right
+        case Chunked(size=size):
+            first = p // size * size
+            last = first + size - 1
+        case Dilated(step=step):
+            first, last = p % step, sk - 1 - (sk - 1 - p) % step
+        case PrefixLM(prefix=prefix):
+            last = p.clamp(min=prefix - 1)
+        case BlockCausal(size=size):
+            last = p // size * size + size - 1
+        case GlobalWindow(tokens=tokens, left=left, right=right):
+            near = p >= tokens
+            first = torch.where(near & (tokens == 0), p - left, first)
+            last = torch.where(near, (p + right).clamp(min=tokens - 1), last)
+        case Product(factors=factors):
+            for factor in factors:
+                low, high = bounds(factor, i, sq, sk)
+                first, last = torch.maximum(first, low), torch.minimum(last, high)
+    return first.clamp(min=0), last.clamp(max=sk - 1)
+
+
+def checksum(inputs: Inputs) -> tuple[int, ...]:
+    """A number per tensor that changes with any one element's bits, and with their order."""
+    return tuple(_checksum(t) for t in (inputs.q, inputs.k, inputs.v, inputs.dout) if t is not None)
+
+
+def _checksum(tensor: Tensor) -> int:
+    flat = tensor.detach().reshape(-1)
+    size = tensor.element_size()
+    words = flat.view(torch.int64) if flat.numel() * size % 8 == 0 else flat.view(_INTEGERS[size])
+    length = min(words.numel(), 2**18)
+    place = torch.arange(length, device=words.device)
+    odd = (2 * place + 1) * 0x5851F42D4C957F2D  # odd factors: no change of one word is lost mod 2**64
+    sums = [(part.long() * odd[: part.numel()]).sum() for part in words.split(length)]
+    total = 0
+    for part in torch.stack(sums).tolist():
+        total = (total * 0x9E3779B97F4A7C15 + part) % 2**64
+    return total
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+# ---------------------------------------------------------------- the sample that is verified
+
+MEMORY_BYTES = 2**28
+"""Bound of what one of oracle, yardstick and picked outputs may hold in float64, where more than two groups
+are checked."""
+_MASK_FLOP = 64  # what deciding one (query, key) pair costs the oracle, in flop; once for all groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Which parts of the tensors are verified: some query rows of some groups.
+
+    A group is a key/value head of a member of the batch, with the Hq / Hk query heads that share it.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    """(batch, key/value head), ascending."""
+    rows: tuple[int, ...]
+    """Query rows, ascending, the same in every group."""
+    heads_kv: int
+    share: float
+    """Checked rows of the output over all of them, in (0, 1]."""
+
+    def queries(self, tensor: Tensor) -> Tensor:
+        """[B, Hq, Sq, n] -> [G, Hq/Hk, R, n]."""
+        return tensor.unflatten(1, (self.heads_kv, -1))[self._index(tensor)]
+
+    def keys(self, tensor: Tensor) -> Tensor:
+        """[B, Hk, Sk, n] -> [G, Sk, n]."""
+        batch, head = torch.tensor(self.groups, device=tensor.device).unbind(1)
+        return tensor[batch, head]
+
+    def keep(self, tensor: Tensor) -> None:
+        """Zero, in place, what lies outside the sample in [B, Hq, Sq, n]."""
+        kept = self.queries(tensor)
+        tensor.zero_()
+        tensor.unflatten(1, (self.heads_kv, -1))[self._index(tensor)] = kept
+
+    def _index(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        batch, head = torch.tensor(self.groups, device=tensor.device).unbind(1)
+        shared = torch.arange(tensor.shape[1] // self.heads_kv, device=tensor.device)
+        rows = torch.tensor(self.rows, device=tensor.device)
+        return batch[:, None, None], head[:, None, None], shared[:, None], rows
+
+
+def sample(problem: Problem, *, work: float, seed: int) -> Sample:
+    """Everything where the oracle needs at most `work` flop and `MEMORY_BYTES`; else a seeded choice.
+
+    The choice always holds the first and the last row, rows at the edges of the first and last blocks of 64
+    and 128, the rows where a window leaves the ends of the keys, and the first and the last group; the rest
+    of `work` goes to further groups, then to random rows and block edges. Only where those that are always
+    held cost more than `work` (above some 100k keys) is it exceeded.
+    """
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    groups = [(b, h) for b in range(problem.batch) for h in range(problem.heads_kv)]
+    gradients = "dq" in OUTPUTS[problem.direction]
+    shared, width = problem.heads_q // problem.heads_kv, problem.head_dim + problem.head_dim_v
+    first, last = bounds(problem.mask, torch.arange(sq), sq, sk)
+    per_pair = 2 * width * shared * (3.5 if gradients else 1)
+    per_row = ((last - first + 1).clamp(min=0) * per_pair).tolist()  # flop of a row in one group
+
+    def choice(picked: list[tuple[int, int]], rows: Iterable[int]) -> Sample:
+        rows = tuple(sorted(rows))
+        share = len(rows) * len(picked) / (sq * len(groups))
+        return Sample(groups=tuple(sorted(picked)), rows=rows, heads_kv=problem.heads_kv, share=share)
+
+    def most(rows: int) -> int:
+        """Groups of so many rows that the memory bound allows."""
+        return max(2, MEMORY_BYTES // (8 * width * (shared * rows + (sk if gradients else 0))))
+
+    whole = costs.flops(problem)
+    assert whole is not None
+    exact = whole * 3.5 / costs.WORK[problem.direction] if gradients else whole
+    if exact + _MASK_FLOP * sq * sk <= work and len(groups) <= most(sq):
+        return choice(groups, range(sq))
+
+    rng = random.Random(seed)
+    rows = {i for i in _always(problem, sq, sk) if 0 <= i < sq}
+    cost = sum(per_row[i] for i in rows)
+    left = work - _MASK_FLOP * sk * len(rows)
+    part = 1 if len(rows) == sq else 2  # half for groups, half for rows
+    count = min(len(groups), most(len(rows)), max(2, int(left / part / max(cost, 1))))
+    middle = groups[1:-1]
+    picked = list(
+        dict.fromkeys([groups[0], groups[-1], *rng.sample(middle, min(len(middle), max(0, count - 2)))])
+    )
+    left -= cost * len(picked)
+    for attempt in range(4 * sq):
+        i = rng.randrange(sq)
+        if attempt % 2:
+            i = min(max(i // 64 * 64 + rng.choice((-1, 0, 1)), 0), sq - 1)
+        if i in rows:
+            continue
+        left -= per_row[i] * len(picked) + _MASK_FLOP * sk
+        if left < 0 or len(picked) > most(len(rows) + 1):
+            break
+        rows.add(i)
+    return choice(picked, rows)
+
+
+def _always(problem: Problem, sq: int, sk: int) -> Iterator[int]:
+    yield from (0, sq - 1)
+    for edge in (64, 128, (sq - 1) // 64 * 64, (sq - 1) // 128 * 128):
+        yield from (edge - 1, edge, edge + 1)
+    masks = problem.mask.factors if isinstance(problem.mask, Product) else (problem.mask,)
+    for mask in masks:
+        if isinstance(mask, Window | GlobalWindow):
+            if mask.left is not None:
+                yield from (mask.left - (sk - sq), mask.left - (sk - sq) + 1)
+            if mask.right is not None:
+                yield from (sq - 2 - mask.right, sq - 1 - mask.right)
+
+
+def mask_dout(inputs: Inputs, sample: Sample, qkv_format: str) -> None:
+    """Zero dout, in place, outside the sample, so that dk and dv are sums over its rows alone."""
+    if inputs.dout is not None:
+        sample.keep(canonical(inputs.dout, qkv_format))
+
+
+def pick(tensors: tuple[Tensor, ...], problem: Problem, sample: Sample, qkv_format: str) -> dict[str, Tensor]:
+    """The sampled parts of a call's outputs, contiguous in CPU memory and of their own dtype.
+
+    `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv].
+    """
+    found = {}
+    for name, tensor in zip(OUTPUTS[problem.direction], tensors, strict=True):
+        part = sample.keys if name in ("dk", "dv") else sample.queries
+        found[name] = part(canonical(tensor.detach(), qkv_format)).cpu().contiguous()
+    return found

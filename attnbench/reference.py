@@ -1,0 +1,206 @@
+"""The float64 oracle, and the plain chain in the problem's own dtype that its error is measured by.
+
+Both compute the same explicit formulas on blocks of query rows, forward and backward (Dao 2023, section 2.2):
+S = scale q k^T, softcap, mask, P = softmax(S), out = P v; dv = P^T dO, dP = dO v^T,
+dS = P (dP - rowsum(P dP)) and back through softcap and scale, dq = dS k, dk = dS^T q. They differ in
+the precision in which each step is kept. A query that may attend to no key has output and gradient zero.
+
+Memory beside inputs and results: about six matrices of `_BLOCK` elements, and the keys and values of the
+groups in flight (one, at long context) in the wider type, twice with gradients.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attnbench.implementation import Inputs
+from attnbench.problem import Dense, Direction, DType, Full, Problem, Softcap, Softmax
+
+if TYPE_CHECKING:
+    from attnbench.inputs import Sample
+
+_BLOCK = 2**20
+"""Scores that are held at once: 8 MiB in float64. Less only where one row of a group needs more."""
+_ROWS = 128  # query rows at once: so few that keys which none of them may attend to are left out
+
+Rounding = Callable[[Tensor], Tensor]
+
+
+def computable(problem: Problem) -> str | None:
+    """None where the oracle can compute `problem`, else the reason in words."""
+    if not isinstance(problem.mechanism, Softmax):
+        return f"no reference for the {problem.mechanism.name} mechanism yet"
+    if not problem.mask.by_index:
+        return f"no reference for the {problem.mask} mask yet"
+    for modifier in problem.modifiers:
+        if not isinstance(modifier, Softcap):
+            return f"no reference for {modifier.name} yet"
+    if problem.dtype in (DType.FLOAT8_E4M3, DType.INT8) or problem.kv_dtype != problem.dtype:
+        return f"no reference for {problem.dtype.value} q with {problem.kv_dtype.value} k and v yet"
+    if not isinstance(problem.layout, Dense) or problem.uniform is None:
+        return "no reference for packed, paged or ragged batches yet"
+    if 0 in problem.uniform:
+        return "no reference for empty sequences yet"
+    if problem.dropout:
+        return "no reference for dropout yet"
+    return "no reference for shared k and v yet" if problem.shared_kv else None
+
+
+def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
+    """The right answer in float64 for inputs in `bhsd`, on their device: the outputs of the direction.
+
+    `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv]; dk and dv are sums over
+    the sampled rows. Further `groups` [G, 2], `rows` [R], and `masked` [R]: rows that may attend to no key.
+    """
+    blocks = _blocks(problem, sample, inputs.q.device)
+    found = _compute(problem, inputs, sample, blocks, torch.float64, _keep)
+    masked = torch.ones(len(sample.rows), dtype=torch.bool, device=inputs.q.device)
+    for rows, _, allowed in blocks:
+        masked[rows] = False if allowed is None else ~allowed.any(1)
+    return {
+        **found,
+        "groups": torch.tensor(sample.groups),
+        "rows": torch.tensor(sample.rows),
+        "masked": masked,
+    }
+
+
+def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
+    """The plain chain of `oracle` with every step kept in the problem's dtype.
+
+    Half types: products are accumulated in float32 and each step is rounded, which is what the device's
+    own chain does; spelled out because float16 matrix products take 15 times longer on a CPU. `tfloat32`
+    rounds the factors of every product to TF32.
+    """
+    dtype, blocks = inputs.q.dtype, _blocks(problem, sample, inputs.q.device)
+    if dtype in (torch.float32, torch.float64):
+        factor = _tf32 if problem.dtype is DType.TFLOAT32 else _keep
+        found = _compute(problem, inputs, sample, blocks, dtype, _keep, factor)
+    else:
+        found = _compute(problem, inputs, sample, blocks, torch.float32, lambda x: x.to(dtype).float())
+    return {name: tensor.to(dtype) for name, tensor in found.items()}
+
+
+def _keep(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _tf32(tensor: Tensor) -> Tensor:
+    """float32 rounded to TF32's 10 bits of mantissa, ties away from zero."""
+    return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+_Block = tuple[slice, slice, Tensor | None]
+
+
+def _blocks(problem: Problem, sample: "Sample", device: torch.device) -> list[_Block]:
+    """Places in the sampled rows, the keys from the first to the last that one of these rows may attend to,
+    and which of the keys each may: [r, n], or None for all. Rows that may attend to none are in no block."""
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    count = min(_ROWS, max(1, _BLOCK // (problem.heads_q // problem.heads_kv * sk)))
+    rows, j = torch.tensor(sample.rows, device=device)[:, None], torch.arange(sk, device=device)[None]
+    blocks: list[_Block] = []
+    for start in range(0, len(rows), count):
+        here = slice(start, start + count)
+        if isinstance(problem.mask, Full):
+            blocks.append((here, slice(None), None))
+            continue
+        allowed = problem.mask.allowed(rows[here], j, sq, sk)
+        some = allowed.any(0).nonzero()
+        if len(some):
+            keys = slice(int(some[0]), int(some[-1]) + 1)
+            allowed = allowed[:, keys].clone()
+            blocks.append((here, keys, None if bool(allowed.all()) else allowed))
+    return blocks
+
+
+def _compute(
+    problem: Problem,
+    inputs: Inputs,
+    sample: "Sample",
+    blocks: list[_Block],
+    dtype: torch.dtype,
+    rnd: Rounding,
+    factor: Rounding = _keep,
+) -> dict[str, Tensor]:
+    """Compute in `dtype`; `rnd` rounds the result of each step, `factor` both factors of each product."""
+    sk, shared, total = inputs.k.shape[2], problem.heads_q // problem.heads_kv, len(sample.groups)
+    together = max(1, _BLOCK // (shared * min(len(sample.rows), _ROWS) * sk))  # groups at once
+    shapes = {
+        "out": (total, shared, len(sample.rows), problem.head_dim_v),
+        "dq": (total, shared, len(sample.rows), problem.head_dim),
+        "dk": (total, sk, problem.head_dim),
+        "dv": (total, sk, problem.head_dim_v),
+    }
+    names = ["out"] if problem.direction is not Direction.BACKWARD else []
+    names += ["dq", "dk", "dv"] if inputs.dout is not None else []
+    results = {name: torch.zeros(shapes[name], dtype=dtype, device=inputs.q.device) for name in names}
+    for start in range(0, total, together):
+        here = slice(start, start + together)
+        part = replace(sample, groups=sample.groups[here])
+        k, v = part.keys(inputs.k).to(dtype), part.keys(inputs.v).to(dtype)
+        q = part.queries(inputs.q).to(dtype)  # [g, Hq/Hk, R, D]
+        dout = None if inputs.dout is None else part.queries(inputs.dout).to(dtype)
+        for rows, keys, allowed in blocks:
+            found = _attend(
+                problem,
+                q[:, :, rows].flatten(1, 2),
+                k[:, keys],
+                v[:, keys],
+                None if dout is None else dout[:, :, rows].flatten(1, 2),
+                allowed,
+                rnd,
+                factor,
+            )
+            for name, tensor in found.items():
+                if name in ("out", "dq"):
+                    results[name][here, :, rows] = tensor.unflatten(1, (shared, -1))
+                else:
+                    results[name][here, keys] += tensor
+    return results
+
+
+def _attend(
+    problem: Problem,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor | None,
+    allowed: Tensor | None,
+    rnd: Rounding,
+    factor: Rounding,
+) -> dict[str, Tensor]:
+    """Attention of `q` [g, Hq/Hk * r, D] over `k` [g, n, D] and `v` [g, n, Dv], and its gradients where
+    `dout` [g, Hq/Hk * r, Dv] is given; `allowed` [r, n]."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return factor(a) @ factor(b)
+
+    caps = [modifier.cap for modifier in problem.modifiers if isinstance(modifier, Softcap)]
+    s = rnd(rnd(product(q, k.mT)).mul_(problem.softmax_scale))  # [g, Hq/Hk * r, n]
+    slopes = []
+    for cap in caps:
+        bent = rnd(rnd(s.div_(cap)).tanh_())
+        if dout is not None:
+            slopes.append(1 - bent * bent)
+        s = rnd(bent.mul_(cap))
+    if allowed is not None:
+        s.unflatten(1, (-1, len(allowed))).masked_fill_(~allowed, -torch.inf)
+    s -= s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
+    p = s.exp_()
+    p = rnd(p.div_(p.sum(-1, keepdim=True).clamp_(min=1)))  # the sum is 0, or at least exp(0)
+    found = {"out": rnd(product(p, v))} if problem.direction is not Direction.BACKWARD else {}
+    if dout is not None:
+        found["dv"] = product(p.mT, dout)
+        ds = rnd(product(dout, v.mT))  # dP
+        ds = rnd(ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p))
+        for cap, slope in zip(reversed(caps), reversed(slopes), strict=True):
+            ds = rnd(rnd(rnd(ds.mul_(cap)).mul_(slope)).div_(cap))
+        ds = rnd(ds.mul_(problem.softmax_scale))
+        found["dq"] = rnd(product(ds, k))
+        found["dk"] = product(ds.mT, q)
+    return found

@@ -1,0 +1,47 @@
+"""A run's folder: header, journal and CSV, with their schema number. The only code that writes or reads CSV."""
+
+from pathlib import Path
+from typing import Any
+
+from attnbench.records import Result, Run
+from attnbench.results.columns import COLUMNS, columns_markdown
+from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA
+from attnbench.results.folder import compatible, create, read_header, write_header
+from attnbench.results.journal import Journal, read_journal
+from attnbench.results.table import read_csv, read_results, row, write_csv
+
+__all__ = [
+    "COLUMNS",
+    "SCHEMA",
+    "Journal",
+    "columns_markdown",
+    "compatible",
+    "create",
+    "load",
+    "read_csv",
+    "read_header",
+    "read_journal",
+    "row",
+    "write_csv",
+    "write_header",
+]
+
+
+def load(path: Path) -> tuple[Run, list[Result]]:
+    """A run from its folder or its `results.csv`, in the plan's order as far as the CSV tells it.
+
+    The journal of a folder has the last word; results that only the CSV has are without blocks. A CSV
+    without a header beside it is enough, and says less about its run. Raises `ResultsError`.
+    """
+    folder = path if path.is_dir() else path.parent
+    run = read_header(folder) if path.is_dir() or (folder / HEADER).exists() else None
+    found: dict[Any, Result] = {}
+    journal = path.is_dir() and (folder / JOURNAL).exists()
+    if not journal or (folder / CSV).exists():
+        of_rows, rows = read_results(path)
+        run = run or of_rows
+        found = {result.cell.key: result for result in rows}
+    if journal:
+        found |= {result.cell.key: result for result in read_journal(folder)}
+    assert run is not None
+    return run, list(found.values())

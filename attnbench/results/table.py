@@ -1,0 +1,252 @@
+"""`results.csv`: results -> rows -> results."""
+
+import csv
+import dataclasses
+import io
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnbench.costs import flops, least_bytes
+from attnbench.errors import ResultsError
+from attnbench.problem import Problem
+from attnbench.records import PROTOCOL_VERSION, Accuracy, Cell, Memory, Result, Run, Status, Timing
+from attnbench.results.columns import COLUMNS, KINDS
+from attnbench.results.files import CSV, SCHEMA, read, replace, upgraded
+from attnbench.suites import MEASURE_KEYS, VERIFY_KEYS, Measure, Verify
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LONGEST_REASON = 2000
+"""Characters of a reason in the CSV; the journal has all of it. (A spreadsheet's cell holds 32,767.)"""
+
+
+@lru_cache(maxsize=4096)
+def _axes(text: str) -> Mapping[str, object]:
+    """The columns that follow from the problem alone."""
+    problem = Problem.parse(text)
+    seqlen_q, seqlen_kv = problem.uniform or (None, None)
+    return {
+        "mechanism": str(problem.mechanism),
+        "batch": problem.batch,
+        "seqlen_q": seqlen_q,
+        "seqlen_kv": seqlen_kv,
+        "heads_q": problem.heads_q,
+        "heads_kv": problem.heads_kv,
+        "head_dim": problem.head_dim,
+        "head_dim_v": problem.head_dim_v,
+        "dtype": problem.dtype.value,
+        "kv_dtype": problem.kv_dtype.value,
+        "mask": str(problem.mask),
+        "modifiers": problem.modifiers_text,
+        "layout": str(problem.layout),
+        "direction": problem.direction.value,
+        "flops": flops(problem),
+        "least_bytes": least_bytes(problem),
+    }
+
+
+def _part(kind: type[Any], value: Any, names: Mapping[str, str]) -> dict[str, object]:
+    """A part of a result as columns; None for each where there is no such part."""
+    fields = (field.name for field in dataclasses.fields(kind))
+    return {names.get(name, name): getattr(value, name, None) for name in fields}
+
+
+_ACCURACY = {"row": "err_row", "rms": "err_rms", "max": "err_max"}
+_MEMORY = {"method": "memory_method"}
+
+
+def row(result: Result, run: Run) -> dict[str, object]:
+    """One row of `results.csv`: every column in order, `""` where there is nothing to say."""
+    cell, axes = result.cell, _axes(result.cell.problem)
+    median = result.timing.median_s if result.timing else None
+    rates = {
+        f"{name}_per_s": amount / median if median and isinstance(amount, int | float) else None
+        for name, amount in (("flops", axes["flops"]), ("bytes", axes["least_bytes"]))
+    }
+    values = {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "suite": run.suite,
+        **dataclasses.asdict(cell),
+        "plugin": run.owners.get(cell.implementation),
+        "versions": run.versions.get(cell.implementation),
+        "device_name": run.device_names.get(cell.device),
+        "preset": run.settings.get("measure", {}).get("preset"),
+        "protocol_version": PROTOCOL_VERSION,
+        "seed": run.seed,
+        **axes,
+        "status": result.status.value,
+        "reason": result.reason[:LONGEST_REASON],
+        **_part(Timing, result.timing, {}),
+        **rates,
+        **_part(Memory, result.memory, _MEMORY),
+        **_part(Accuracy, result.accuracy, _ACCURACY),
+        "kernel": result.kernel,
+        "repro": _repro(cell, run),
+    }
+    return {column.name: "" if values[column.name] is None else values[column.name] for column in COLUMNS}
+
+
+def _repro(cell: Cell, run: Run) -> str:
+    words = ["attnbench", "run", "--problem", cell.problem, "--only", cell.implementation]
+    words += ["--set", f"device={cell.device}"]
+    measure = {**run.settings.get("measure", {}), "threads": cell.threads, "cache": cell.cache}
+    measure.setdefault("preset", Measure().preset)
+    sections = (
+        ("measure", MEASURE_KEYS, measure, Measure()),
+        ("verify", VERIFY_KEYS, run.settings.get("verify", {}), Verify()),
+    )
+    for section, keys, values, default in sections:
+        for name, key in keys.items():
+            field = key.field or name
+            value: Any = values.get(field)
+            if (
+                value is not None
+                and (name == "preset" or value != getattr(default, field))
+                and name != "seed"
+            ):
+                shown = value if key.unit == 1 else f"{value / key.unit:g}"
+                words += ["--set", f"{section}.{name}={shown}"]
+    words += ["--seed", str(run.seed)]
+    given = iter(run.command)
+    for word in given:
+        option, equals, value = word.partition("=")
+        if option == "--plugin" and (source := value if equals else next(given, "")):
+            words += ["--plugin", Path(source).name if Path(source).is_absolute() else source]
+    return shlex.join(words)
+
+
+def _text(value: object) -> str:
+    """A value in the CSV: one line without control characters; a float with every digit."""
+    return re.sub(r"\s*[\x00-\x1f\x7f]+\s*", " ", value) if isinstance(value, str) else repr(value)
+
+
+def write_csv(folder: Path, results: Iterable[Result], run: Run) -> None:
+    """Writes `results.csv`, one row a cell in the order given; floats so that they read back the same."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(column.name for column in COLUMNS)
+    for result in results:
+        writer.writerow(_text(value) for value in row(result, run).values())
+    replace(folder / CSV, text.getvalue())
+
+
+# ---------------------------------------------------------------- reading back
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file with their types; None for an empty number, further columns as text."""
+    if path.is_dir():
+        path = path / CSV
+    if not path.exists():
+        raise ResultsError(f"there is no {path}", hint="give the folder of a run, or its results.csv")
+    text = read(path)
+    if not text.strip():
+        raise ResultsError(f"{path} is empty")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = next(reader)
+        if "schema" not in header:
+            raise ResultsError(f"{path} is not a results file: it has no column `schema`")
+        return [_typed(header, values, f"{path}:{reader.line_num}", path) for values in reader if values]
+    except csv.Error as error:
+        raise ResultsError(f"{path}:{reader.line_num}: {error}") from None
+
+
+def _typed(header: Sequence[str], values: Sequence[str], place: str, path: Path) -> dict[str, Any]:
+    if len(values) != len(header):
+        raise ResultsError(f"{place}: {len(values)} values for {len(header)} columns")
+    data: dict[str, Any] = dict(zip(header, values, strict=True))
+    schema = data["schema"]
+    data = upgraded("row", data, int(schema) if schema.isdecimal() else schema, path)
+    if missing := [name for name in KINDS if name not in data]:
+        raise ResultsError(f"{path} is not a results file: it has no column `{missing[0]}`")
+    for name, kind in KINDS.items():
+        if kind is not str:
+            try:
+                data[name] = None if data[name] == "" else kind(data[name])
+            except ValueError:
+                noun = "a whole number" if kind is int else "a number"
+                raise ResultsError(f"{place}: {name} must be {noun}, got {data[name]!r}") from None
+    return data
+
+
+def read_csv(path: Path) -> "pd.DataFrame":
+    """`results.csv`, given as the file or its folder: integers as `Int64`, texts never missing.
+
+    Raises `ResultsError` for what is missing, empty, binary, newer than this attnbench, or no results file.
+    """
+    import pandas as pd
+
+    rows = _rows(path)
+    dtypes: dict[type, Any] = {str: str, int: "Int64", float: "float64"}
+    names = list(rows[0]) if rows else list(KINDS)
+    return pd.DataFrame(
+        {name: pd.Series([r[name] for r in rows], dtype=dtypes[KINDS.get(name, str)]) for name in names}
+    )
+
+
+def _result(data: Mapping[str, Any]) -> Result:
+    """A row as a `Result`; its blocks are not in the CSV."""
+
+    def part(kind: type[Any], names: Mapping[str, str]) -> Any:
+        columns = {field: names.get(field.name, field.name) for field in dataclasses.fields(kind)}
+        if all(data[column] in (None, "") for column in columns.values()):
+            return None
+        for field, column in columns.items():
+            if data[column] is None and field.type in (int, float):
+                raise ValueError(f"{column} is empty")
+        return kind(**{field.name: data[column] for field, column in columns.items()})
+
+    return Result(
+        cell=part(Cell, {}),
+        status=Status(data["status"]),
+        reason=data["reason"],
+        accuracy=part(Accuracy, _ACCURACY),
+        timing=part(Timing, {}),
+        memory=part(Memory, _MEMORY),
+        kernel=data["kernel"],
+    )
+
+
+def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
+    """What the rows of a CSV say about their run."""
+    first = rows[0]
+
+    def by(key: str, value: str) -> dict[str, str]:
+        return {r[key]: r[value] for r in rows if r[value]}
+
+    return Run(
+        schema=SCHEMA,
+        run_id=first["run_id"],
+        suite=first["suite"],
+        suite_text="",
+        command=(),
+        settings={"measure": {"preset": first["preset"]}},
+        seed=first["seed"],
+        started="",
+        fingerprint={},
+        environment={},
+        versions=by("implementation", "versions"),
+        owners=by("implementation", "plugin"),
+        device_names=by("device", "device_name"),
+    )
+
+
+def read_results(path: Path) -> tuple[Run, list[Result]]:
+    """The results of a CSV, and what its rows say about their run. Raises `ResultsError`."""
+    rows = _rows(path)
+    if not rows:
+        raise ResultsError(f"{path} has no rows")
+    found = []
+    for number, data in enumerate(rows, 1):
+        try:
+            found.append(_result(data))
+        except (ValueError, TypeError) as error:
+            raise ResultsError(f"{path}: row {number} is no result: {error}") from None
+    return _run(rows), found

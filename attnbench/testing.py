@@ -1,0 +1,113 @@
+"""For authors of plugins and for our own tests: a small problem, and the verification without processes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from attnbench import inputs, reference, suites, verify
+from attnbench.implementation import Device, Implementation, Prepared
+from attnbench.plugins import Registry
+from attnbench.problem import Problem, problem_from
+
+WORK = 2e9
+SEED = 20240601
+
+
+def problem(**changes: Any) -> Problem:
+    """A small problem; `changes` are keys of a suite's `problems:`, such as `dtype="bfloat16"`."""
+    keys: dict[str, Any] = {"batch": 2, "heads": 4, "head_dim": 32, "seqlen": 96, **changes}
+    for both, one in (("heads", "heads_q"), ("seqlen", "seqlen_q"), ("seqlen", "requests")):
+        if one in changes:
+            del keys[both]
+    if "requests" in changes:
+        del keys["batch"]
+    return problem_from(keys)
+
+
+def verdict(implementation: Implementation, of: Problem, device: str = "cpu", seed: int = SEED) -> str | None:
+    """None where the implementation computes the problem rightly, in this process, else the reason in words.
+
+    Both kinds of inputs are tried, the second in the storage of the first. Raises what the implementation raises.
+    """
+    form = implementation.qkv_format
+    sample = inputs.sample(of, work=WORK, seed=seed)
+    given = inputs.make(of, kind="normal", seed=seed, device=device, qkv_format=form)
+    prepared = implementation.prepare(of, given)
+    if not isinstance(prepared, Prepared):
+        prepared = Prepared(step=prepared)
+    for kind in inputs.KINDS:
+        inputs.overwrite(given, of, kind=kind, seed=seed, qkv_format=form)
+        canonical = inputs.make(of, kind=kind, seed=seed, device=device, qkv_format="bhsd")
+        if sample.share < 1:
+            inputs.mask_dout(given, sample, form)
+            inputs.mask_dout(canonical, sample, "bhsd")
+        if prepared.refresh:
+            prepared.refresh()
+        before = inputs.checksum(given)
+        found = verify.inspect(prepared.read(prepared.step()), of, given, device, form)
+        if isinstance(found, str):
+            return found
+        if inputs.checksum(given) != before:
+            return "the inputs were changed by the call"
+        actual = inputs.pick(found, of, sample, form)
+        oracle, yardstick = (f(of, canonical, sample) for f in (reference.oracle, reference.yardstick))
+        _, wrong = verify.compare(actual, oracle, yardstick, of, sample.share)
+        if wrong:
+            return f"{wrong} ({kind} inputs)"
+    return None
+
+
+def check_implementation(
+    implementation: Implementation, of: Problem | None = None, device: str = "cpu"
+) -> None:
+    """Raise AssertionError, with the reason, unless `implementation` computes `of` (or small problems) rightly.
+
+    Without a problem it is tried on every dtype, mask and direction of its capabilities that the oracle knows.
+    """
+    where = Device(kind=device.partition(":")[0])
+    several = [of] if of is not None else list(samples(implementation, where))
+    assert several, f"{implementation.name} supports no small problem on {device}"
+    for one in several:
+        reason = implementation.why_not(one, where)
+        assert reason is None, f"{implementation.name} does not support {one}: {reason}"
+        reason = verdict(implementation, one, device)
+        assert reason is None, f"{implementation.name} is wrong on {one}: {reason}"
+
+
+def samples(implementation: Implementation, device: Device) -> Iterator[Problem]:
+    """Small problems that the implementation says it supports, one for each dtype, mask and direction."""
+    can = implementation.capabilities
+    lengths: list[dict[str, int]] = [{"seqlen": 96}, {"seqlen_q": 33, "seqlen_kv": 80}]
+    for dtype in sorted(can.dtypes):
+        for mask in ("full", "causal", "causal-top-left", "window:left=16:right=0"):
+            for direction in ("forward", "backward", "forward_backward"):
+                for length in lengths:
+                    for heads in ({"heads": 4}, {"heads_q": 4, "heads_kv": 2}):
+                        found = problem(dtype=dtype, mask=mask, direction=direction, **length, **heads)
+                        if (
+                            reference.computable(found) is None
+                            and implementation.why_not(found, device) is None
+                        ):
+                            yield found
+
+
+def check(
+    registry: Registry, name: str, texts: Sequence[str], device: str
+) -> Iterator[tuple[Problem, str | None]]:
+    """Each problem (small ones where `texts` is empty) with None where the implementation is right, else why not."""
+    implementation = registry.implementations[name]
+    where = Device(kind=device.partition(":")[0])
+    given = suites.suite_of_problem(texts, []).problems if texts else samples(implementation, where)
+    for one in given:
+        reason = implementation.why_not(one, where)
+        if reason is None:
+            try:
+                reason = verdict(implementation, one, device)
+            except (Exception, SystemExit) as error:
+                reason = f"{type(error).__name__}: {error}"
+        else:
+            reason = f"unsupported: {reason}"
+        yield one, reason
+    if device != "cpu":
+        torch.cuda.synchronize(device)

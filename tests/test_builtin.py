@@ -1,0 +1,390 @@
+"""What the built-in implementations compute, against attention written out in float64."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnbench import Device, Direction, Implementation, Inputs, Prepared, Problem
+from attnbench.builtin import numpy_textbook, torch_eager, torch_sdpa
+
+IMPLEMENTATIONS = {
+    implementation.name: implementation
+    for module in (numpy_textbook, torch_eager, torch_sdpa)
+    for implementation in module.attnbench_implementations()
+}
+CPU = Device(kind="cpu")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+MASKS = (
+    "full",
+    "causal",
+    "causal-top-left",
+    "window:left=3:right=1",
+    "chunked:size=4*causal",
+    "dilated:step=2",
+    "prefix-lm:prefix=3",
+    "block-causal:size=4",
+    "global-window:tokens=1:left=1:right=0",
+)
+SHAPES = (
+    "batch=2 seqlen=9 heads=3 head_dim=8",
+    "seqlen_q=7 seqlen_kv=18 heads_q=6 heads_kv=2 head_dim=5",
+    "seqlen_q=13 seqlen_kv=6 heads_q=4 heads_kv=1 head_dim=8 scale=0.2",  # causal: seven rows see no key
+    "batch=2 seqlen_q=8 seqlen_kv=12 heads_q=4 heads_kv=2 head_dim=8 head_dim_v=12",
+    "seqlen_q=1 seqlen_kv=10 heads_q=2 heads_kv=1 head_dim=16",
+)
+TILED = "seqlen_q=290 seqlen_kv=600 heads_q=2 heads_kv=1 head_dim=8"  # three tiles of torch-chunked
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and wait for them where another process is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_inputs(problem: Problem, device: str = "cpu", seed: int = 0) -> Inputs:
+    """N(0, 1) inputs in bhsd, dout among them in every direction."""
+    generator = torch.Generator().manual_seed(seed)
+    (sq, sk), dtype = problem.sequences[0], getattr(torch, problem.dtype.value)
+
+    def tensor(heads: int, tokens: int, dim: int) -> torch.Tensor:
+        made = torch.randn(problem.batch, heads, tokens, dim, generator=generator, dtype=torch.float64)
+        return made.to(device=device, dtype=dtype)
+
+    return Inputs(
+        q=tensor(problem.heads_q, sq, problem.head_dim),
+        k=tensor(problem.heads_kv, sk, problem.head_dim),
+        v=tensor(problem.heads_kv, sk, problem.head_dim_v),
+        dout=tensor(problem.heads_q, sq, problem.head_dim_v),
+    )
+
+
+@cache
+def cells(problem: Problem) -> torch.Tensor:
+    """The mask asked cell by cell: boolean [Sq, Sk]."""
+    sq, sk = problem.sequences[0]
+    seen = [[bool(problem.mask.allowed(i, j, sq, sk)) for j in range(sk)] for i in range(sq)]
+    return torch.tensor(seen, dtype=torch.bool).view(sq, sk)
+
+
+def weights(problem: Problem, q: torch.Tensor, k: torch.Tensor, head: int) -> torch.Tensor:
+    """softmax(scores) [B, Sq, Sk] of one query head, 0 in rows that see no key."""
+    allowed = cells(problem).to(q.device)
+    s = q[:, head] @ k[:, head * problem.heads_kv // problem.heads_q].mT * problem.softmax_scale
+    for modifier in problem.modifiers:
+        s = torch.tanh(s / modifier.cap) * modifier.cap
+    return torch.where(allowed, s, -torch.inf).softmax(-1).where(allowed.any(-1, keepdim=True), 0)
+
+
+def plain(problem: Problem, inputs: Inputs, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """out, dq, dk, dv of the plain chain in `dtype`, a head at a time."""
+    group = problem.heads_q // problem.heads_kv
+    q, k, v = (t.detach().to(dtype).requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+    out = torch.stack(
+        [weights(problem, q, k, head) @ v[:, head // group] for head in range(problem.heads_q)], dim=1
+    )
+    assert inputs.dout is not None
+    return (out.detach(), *torch.autograd.grad(out, (q, k, v), inputs.dout.to(dtype)))
+
+
+def sizes_before_cancelling(problem: Problem, inputs: Inputs) -> tuple[float, float]:
+    """Norms of dq and dk with dp + delta for dp - delta, all in absolute values: what is rounded to get them.
+
+    A query that sees one key, or a sum in which the differences cancel, has a gradient much smaller than that.
+    """
+    group = problem.heads_q // problem.heads_kv
+    q, k, v, dout = (t.double() for t in (inputs.q, inputs.k, inputs.v, inputs.dout) if t is not None)
+    dq, dk = torch.zeros_like(q), torch.zeros_like(k)
+    for head in range(problem.heads_q):
+        p, do, vs = weights(problem, q, k, head), dout[:, head].abs(), v[:, head // group].abs()
+        ds = p * (do @ vs.mT + (do * (p @ vs)).sum(-1, keepdim=True)) * problem.softmax_scale
+        dq[:, head] = ds @ k[:, head // group].abs()
+        dk[:, head // group] += ds.mT @ q[:, head].abs()
+    return float(dq.norm()), float(dk.norm())
+
+
+@cache
+def expected(problem: Problem, device: str, seed: int) -> tuple[tuple[torch.Tensor, float], ...]:
+    """For out, dq, dk and dv: the oracle's float64 tensor and the error allowed (L2 norm of the difference).
+
+    Allowed is three times the error of the plain chain in the problem's own dtype, the factor of
+    verification. That chain may be right by luck, so its error is taken as at least one rounding of what
+    it adds up: half an epsilon, and 16 for float64, where chain and oracle are the same computation.
+    """
+    inputs = make_inputs(problem, device, seed)
+    oracle = plain(problem, inputs, torch.float64)
+    own = plain(problem, inputs, inputs.q.dtype)
+    rounding = torch.finfo(inputs.q.dtype).eps * (16 if inputs.q.dtype == torch.float64 else 0.5)
+    sizes = (float(oracle[0].norm()), *sizes_before_cancelling(problem, inputs), float(oracle[3].norm()))
+    return tuple(
+        (o, 3 * max(error(y, o), rounding * size)) for o, y, size in zip(oracle, own, sizes, strict=True)
+    )
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.double() - want).norm())
+
+
+def prepared(implementation: Implementation, problem: Problem, inputs: Inputs) -> Prepared:
+    made = implementation.prepare(problem, inputs)
+    return made if isinstance(made, Prepared) else Prepared(step=made)
+
+
+def outputs(ready: Prepared) -> tuple[torch.Tensor, ...]:
+    raw = ready.read(ready.step())
+    return raw if isinstance(raw, tuple) else (raw,)
+
+
+def assert_right(got: tuple[torch.Tensor, ...], problem: Problem, device: str = "cpu", seed: int = 0) -> None:
+    """`got` is what the problem's direction asks for, within the error allowed and zero where it must be."""
+    forward = dataclasses.replace(problem, direction=Direction.FORWARD)
+    all_four = dict(zip(("out", "dq", "dk", "dv"), expected(forward, device, seed), strict=True))
+    names = {"forward": ["out"], "backward": ["dq", "dk", "dv"], "forward_backward": [*all_four]}
+    for name, tensor in zip(names[problem.direction], got, strict=True):
+        want, allowed = all_four[name]
+        assert tensor.shape == want.shape, name
+        assert tensor.dtype == getattr(torch, problem.dtype.value), name
+        assert tensor.device == want.device, name
+        assert error(tensor, want) <= allowed, f"{name}: {error(tensor, want):.2g} > {allowed:.2g}"
+        unseen = ~cells(forward).any(1 if name in ("out", "dq") else 0)  # queries or keys alone
+        assert not tensor[:, :, unseen.to(tensor.device)].any(), f"{name}: a row that must be zero is not"
+
+
+def sweep(name: str, dtype: str, device: Device) -> tuple[int, int]:
+    """Runs all that the implementation says it can do of a grid; returns how many it ran and how many not."""
+    implementation, ran, refused = IMPLEMENTATIONS[name], 0, 0
+    directions = ("forward_backward", "forward", "backward")
+    grid = [*product(SHAPES, MASKS, ("none", "softcap:cap=1.5"), directions[:1])]
+    grid += product(SHAPES[2:3], MASKS[:4], ("none", "softcap:cap=1.5"), directions[1:])
+    grid += product((TILED,), ("full", "causal", "window:left=40:right=0"), ("none",), directions[:1])
+    for shape, mask, modifiers, direction in grid:
+        text = f"{shape} dtype={dtype} mask={mask} modifiers={modifiers} direction={direction}"
+        problem = Problem.parse(text)
+        if implementation.why_not(problem, device):
+            refused += 1
+            continue
+        inputs = make_inputs(problem, device.kind)
+        assert_right(outputs(prepared(implementation, problem, inputs)), problem, device.kind)
+        ran += 1
+    return ran, refused
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_what_the_capabilities_allow_runs_and_is_right(name: str, dtype: str) -> None:
+    ran, refused = sweep(name, dtype, CPU)
+    softcap, unequal = 5 * 9 + 4 * 2, 9  # cells of the grid with a softcap; others with Dv != D
+    lost = softcap * ("sdpa" in name) + unequal * (name == "torch-sdpa-flash")
+    whole = 109
+    if name == "numpy" and dtype not in ("float32", "float64"):
+        lost = whole
+    assert (ran, refused) == (whole - lost, lost)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("mask", "sq", "sk", "picture"),
+    [
+        ("causal", 3, 5, "11100 11110 11111"),
+        ("causal-top-left", 3, 5, "10000 11000 11100"),
+        ("causal", 5, 3, "000 000 100 110 111"),
+        ("causal-top-left", 5, 3, "100 110 111 111 111"),
+        ("window:left=1:right=0", 3, 5, "01100 00110 00011"),
+        ("causal*chunked:size=2", 3, 5, "00100 00110 00001"),
+    ],
+)
+def test_masks_look_as_their_names_say(name: str, mask: str, sq: int, sk: int, picture: str) -> None:
+    """Equal scores and v = identity show each row's keys, shared equally."""
+    problem = Problem.parse(f"seqlen_q={sq} seqlen_kv={sk} heads=1 head_dim={sk} dtype=float32 mask={mask}")
+    inputs = Inputs(
+        q=torch.zeros(1, 1, sq, sk), k=torch.randn(1, 1, sk, sk), v=torch.eye(sk).expand(1, 1, sk, sk)
+    )
+    (out,) = outputs(prepared(IMPLEMENTATIONS[name], problem, inputs))
+    rows = ["".join("1" if weight else "0" for weight in row) for row in out[0, 0].tolist()]
+    assert " ".join(rows) == picture
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "forward_backward"])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_values_written_into_the_same_inputs_are_seen(name: str, direction: str) -> None:
+    problem = Problem.parse(f"{SHAPES[1]} dtype=float32 mask=causal direction={direction}")
+    inputs, new = make_inputs(problem), make_inputs(problem, seed=1)
+    ready = prepared(IMPLEMENTATIONS[name], problem, inputs)
+    first = tuple(tensor.clone() for tensor in outputs(ready))
+    for field in ("q", "k", "v", "dout"):
+        getattr(inputs, field).copy_(getattr(new, field))
+    if ready.refresh:
+        ready.refresh()
+    second = outputs(ready)
+    assert_right(first, problem)
+    assert_right(second, problem, seed=1)
+    for field in ("q", "k", "v", "dout"):
+        assert torch.equal(getattr(inputs, field), getattr(new, field)), f"{field} was changed"
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_no_step_hands_out_the_memory_of_an_earlier_answer(name: str) -> None:
+    problem = Problem.parse(f"{SHAPES[1]} dtype=float32 mask=causal direction=forward_backward")
+    ready = prepared(IMPLEMENTATIONS[name], problem, make_inputs(problem))
+    first = outputs(ready)
+    kept = [tensor.clone() for tensor in first]
+    for tensor in outputs(ready):
+        tensor.fill_(float("nan"))
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+def test_logits_too_large_for_exp_do_no_harm() -> None:
+    problem = Problem.parse("seqlen=16 heads=1 head_dim=8 dtype=float32 scale=100 mask=causal")
+    for implementation in IMPLEMENTATIONS.values():
+        assert_right(outputs(prepared(implementation, problem, make_inputs(problem))), problem)
+
+
+class Seen(TorchDispatchMode):
+    """The operations that torch dispatches, and the largest number of elements that one returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.sizes: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.overloadpacket.__name__)
+        out = func(*args, **(kwargs or {}))
+        self.sizes |= {t.numel() for t in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(t)}
+        return out
+
+
+@pytest.mark.parametrize("name", ["torch-naive", "torch-chunked"])
+def test_keys_are_not_copied_once_per_query_head(name: str) -> None:
+    """With K of 4 x 300 x 7 elements, a copy per query head would be 5 times that."""
+    text = (
+        "seqlen_q=11 seqlen_kv=300 heads_q=20 heads_kv=4 head_dim=7 dtype=float32 direction=forward_backward"
+    )
+    problem = Problem.parse(text)
+    ready = prepared(IMPLEMENTATIONS[name], problem, make_inputs(problem))
+    with Seen() as seen:
+        ready.step()
+    assert 4 * 300 * 7 in seen.sizes  # dk: the mode sees what happens inside
+    assert 20 * 300 * 7 not in seen.sizes
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "window:left=100:right=0*dilated:step=3"])
+def test_chunked_never_holds_a_whole_row_of_scores(mask: str) -> None:
+    sq, sk = 700, 1500
+    text = f"seqlen_q={sq} seqlen_kv={sk} heads=1 head_dim=4 dtype=float32 mask={mask} direction=forward_backward"
+    problem = Problem.parse(text)
+    inputs = make_inputs(problem)
+    with Seen() as seen:
+        outputs(prepared(IMPLEMENTATIONS["torch-chunked"], problem, inputs))
+    assert sq * 4 in seen.sizes
+    assert max(seen.sizes) <= sq * torch_eager.TILE
+
+
+def test_chunked_skips_what_the_mask_rules_out() -> None:
+    """Of 4 tiles of keys, a causal mask leaves 4, 3, 2 and 1 quarters of the queries."""
+    n = 4 * torch_eager.TILE
+    problem = Problem.parse(f"seqlen={n} heads=1 head_dim=4 dtype=float32 mask=causal")
+    ready = prepared(IMPLEMENTATIONS["torch-chunked"], problem, make_inputs(problem))
+    with Seen() as seen:
+        ready.step()
+    assert {rows * torch_eager.TILE**2 for rows in (1, 2, 3, 4)} <= seen.sizes
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("torch-sdpa", "flash"), ("torch-sdpa-math", "math"), ("torch-sdpa-flash", "flash")]
+)
+def test_the_kernel_named_is_the_kernel_run(name: str, kernel: str, direction: str) -> None:
+    problem = Problem.parse(f"{SHAPES[0]} dtype=bfloat16 mask=causal direction={direction}")
+    ready = prepared(IMPLEMENTATIONS[name], problem, make_inputs(problem))
+    with Seen() as seen:
+        ready.step()
+    assert ready.kernel == kernel
+    assert ("_scaled_dot_product_flash_attention_for_cpu" in seen.names) == (kernel == "flash")
+
+
+def test_default_dispatch_says_when_it_is_not_flash() -> None:
+    problem = Problem.parse(f"{SHAPES[3]} dtype=float32")
+    ready = prepared(IMPLEMENTATIONS["torch-sdpa"], problem, make_inputs(problem))
+    assert ready.kernel == "math"  # flash takes no Dv != D
+
+
+@pytest.mark.filterwarnings("ignore:Flash attention")  # torch's reasons, as warnings
+def test_flash_raises_rather_than_become_another_kernel() -> None:
+    problem = Problem.parse(f"{SHAPES[3]} dtype=float32")
+    assert IMPLEMENTATIONS["torch-sdpa-flash"].why_not(problem, CPU) == "no head_dim_v other than head_dim"
+    ready = prepared(IMPLEMENTATIONS["torch-sdpa-flash"], problem, make_inputs(problem))
+    with pytest.raises(RuntimeError, match="No available kernel"):
+        ready.step()
+    assert torch.backends.cuda.math_sdp_enabled()
+
+
+@pytest.mark.parametrize("name", ["torch-sdpa-math", "torch-sdpa-flash"])
+def test_other_users_of_sdpa_keep_their_switches(name: str) -> None:
+    problem = Problem.parse(f"{SHAPES[0]} dtype=float32")
+    before = torch.nn.attention._cur_sdpa_kernel_backends()
+    outputs(prepared(IMPLEMENTATIONS[name], problem, make_inputs(problem)))
+    assert torch.nn.attention._cur_sdpa_kernel_backends() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "capability", "reason"),
+    [
+        ("seqlen=8 heads=1 head_dim=64 dtype=float32", (9, 0), "flash on CUDA takes no float32"),
+        ("seqlen=8 heads=1 head_dim=257 dtype=float16", (9, 0), "no head_dim 257: at most 256"),
+        ("seqlen=8 heads=1 head_dim=64 dtype=float16 mask=window:left=2", (9, 0), "no explicit mask"),
+        ("seqlen_q=8 seqlen_kv=4 heads=1 head_dim=64 dtype=float16 mask=causal", (9, 0), "with Sq > Sk"),
+        ("seqlen_q=4 seqlen_kv=8 heads=1 head_dim=64 dtype=float16 mask=causal", (9, 0), None),
+        (
+            "seqlen_q=4 seqlen_kv=8 heads=1 head_dim=64 dtype=float16 mask=causal-top-left",
+            (9, 0),
+            "is_causal",
+        ),
+        ("seqlen_q=1 seqlen_kv=8 heads=1 head_dim=64 dtype=float16 mask=causal", (9, 0), None),
+        ("seqlen=8 heads=1 head_dim=64 dtype=float16", (7, 5), "needs compute capability 8.0"),
+        (
+            "seqlen=8 heads=1 head_dim=200 dtype=float16 direction=backward",
+            (8, 9),
+            "no gradient for head_dim 200",
+        ),
+        ("seqlen=8 heads=1 head_dim=200 dtype=float16 direction=backward", (9, 0), None),
+    ],
+)
+def test_flash_on_cuda_says_why_not(text: str, capability: tuple[int, int], reason: str | None) -> None:
+    device = Device(kind="cuda", name="a GPU", compute_capability=capability)
+    why = IMPLEMENTATIONS["torch-sdpa-flash"].why_not(Problem.parse(text), device)
+    assert why is None if reason is None else reason in (why or "")
+
+
+def test_listing_the_built_ins_imports_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys\n"
+        "from attnbench.builtin import numpy_textbook, torch_eager, torch_sdpa\n"
+        "for m in (numpy_textbook, torch_eager, torch_sdpa): list(m.attnbench_implementations())\n"
+        "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("sq", "sk"), [(3, 0), (0, 3)])
+def test_empty_sequences_give_zeros_or_a_reason(sq: int, sk: int) -> None:
+    text = f"requests=2q{sq}s{sk} heads_q=4 heads_kv=2 head_dim=4 dtype=float32 mask=causal direction=forward_backward"
+    problem = Problem.parse(text)
+    for implementation in IMPLEMENTATIONS.values():
+        if implementation.why_not(problem, CPU):
+            assert implementation.name == "torch-sdpa-flash"
+            continue
+        inputs = make_inputs(problem)
+        found = outputs(prepared(implementation, problem, inputs))
+        for tensor, like in zip(found, (inputs.q, inputs.q, inputs.k, inputs.v), strict=True):
+            assert torch.equal(tensor, torch.zeros_like(like)), implementation.name

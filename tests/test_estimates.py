@@ -1,0 +1,215 @@
+"""Estimates against simulated machines whose truth is known; every bound is a binomial quantile."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from attnbench.estimates import (
+    Interval,
+    block_value,
+    geometric_mean,
+    half_width,
+    location,
+    mad,
+    percentile,
+    ratio,
+)
+
+RUNS = 1000
+MISTAKE = 1e-3
+"""How often a bound may fail a sound procedure, were the seed not fixed."""
+SAMPLES = 15
+
+
+def machine_noise(rng: np.random.Generator, blocks: int) -> NDArray[np.float64]:
+    """Log noise of `RUNS` machines, [RUNS, blocks, SAMPLES] in the order of time.
+
+    AR(1) of 0.5 % that forgets in about ten samples, a drift of up to 5 % over the run that bends once, and
+    spikes of 20 to 200 % in 3 % of the samples.
+    """
+    steps = blocks * SAMPLES
+    shocks = rng.normal(0, 0.005 * math.sqrt(1 - 0.9**2), (steps, RUNS))
+    state, walk = rng.normal(0, 0.005, RUNS), np.empty((steps, RUNS))
+    for step in range(steps):
+        state = 0.9 * state + shocks[step]
+        walk[step] = state
+    time = np.linspace(0, 1, steps)[:, None]
+    drift = rng.uniform(-0.05, 0.05, RUNS) * time + rng.uniform(-0.02, 0.02, RUNS) * np.sin(math.pi * time)
+    spikes = (rng.random((steps, RUNS)) < 0.03) * np.log(rng.uniform(1.2, 3.0, (steps, RUNS)))
+    return (walk + drift + spikes).T.reshape(RUNS, blocks, SAMPLES)
+
+
+def interleaved(rng: np.random.Generator, rounds: int) -> NDArray[np.float64]:
+    """Log block medians of two equal implementations, a block of each a round in random order: [2, RUNS, rounds]."""
+    medians = np.median(machine_noise(rng, 2 * rounds), axis=2).reshape(RUNS, rounds, 2)
+    swapped = rng.random((RUNS, rounds, 1)) < 0.5
+    return np.where(swapped, medians[..., ::-1], medians).transpose(2, 0, 1)
+
+
+def alarms(ours: NDArray[np.float64], theirs: NDArray[np.float64], truth: float = 1.0) -> int:
+    """In how many runs the interval of the ratio leaves out `truth`."""
+    intervals = [ratio([a.tolist()], [b.tolist()]) for a, b in zip(ours, theirs, strict=True)]
+    return sum(not holds(interval, truth) for interval in intervals)
+
+
+def holds(interval: Interval, truth: float) -> bool:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low <= truth <= interval.high
+
+
+def most(share: float) -> int:
+    return int(binom.ppf(1 - MISTAKE, RUNS, share))
+
+
+def least(share: float) -> int:
+    return int(binom.ppf(MISTAKE, RUNS, share))
+
+
+@pytest.mark.parametrize("rounds", [7, 20])
+def test_equal_implementations_in_interleaved_blocks_differ_in_five_percent_of_runs(rounds: int) -> None:
+    ours, theirs = interleaved(np.random.default_rng(rounds), rounds)
+
+    assert least(0.05) <= alarms(ours, theirs) <= most(0.05)
+
+
+def test_the_same_noise_one_implementation_after_the_other_does_raise_alarms() -> None:
+    medians = np.median(machine_noise(np.random.default_rng(3), 40), axis=2)
+
+    assert alarms(medians[:, :20], medians[:, 20:]) > most(0.05)
+
+
+def test_a_slowdown_of_two_percent_is_found_and_measured() -> None:
+    ours, theirs = interleaved(np.random.default_rng(2), 20)
+    slower = ours + math.log(1.02)
+
+    assert alarms(slower, theirs) >= least(0.99)
+    assert alarms(slower, theirs, truth=1.02) <= most(0.05)
+
+
+@pytest.mark.parametrize("rounds", [5, 10, 23])
+def test_the_interval_of_a_location_holds_the_truth(rounds: int) -> None:
+    blocks = np.random.default_rng(rounds).normal(math.log(2e-3), 0.01, (RUNS, rounds))
+
+    assert sum(holds(location([run.tolist()]), 2e-3) for run in blocks) >= least(0.95)
+
+
+def test_blocks_astray_to_both_sides_do_not_spoil_the_coverage() -> None:
+    rng = np.random.default_rng(4)
+    astray = rng.random((RUNS, 20)) < 0.3
+    blocks = rng.normal(0, np.where(astray, 0.1, 0.005))
+
+    assert sum(holds(location([run.tolist()]), 1.0) for run in blocks) >= least(0.95)
+
+
+def test_what_differs_between_processes_is_covered_from_three_launches_on() -> None:
+    rng = np.random.default_rng(5)
+    launches = rng.normal(0, 0.005, (RUNS, 3, 1)) + rng.normal(0, 0.002, (RUNS, 3, 10))
+
+    covered = sum(holds(location(run.tolist()), 1.0) for run in launches)
+    pooled = sum(holds(location([run.ravel().tolist()]), 1.0) for run in launches)
+
+    assert covered >= least(0.95)
+    assert pooled < least(0.95)  # the rounds alone are too sure: this is what the launches are for
+
+
+def test_two_launches_say_nothing_about_their_spread() -> None:
+    apart = [[0.0, 0.001, 0.002], [1.0, 1.001, 1.002]]
+
+    assert location(apart) == location([[*apart[0], *apart[1]]])
+
+
+def test_yuens_interval_is_what_the_formula_gives_by_hand() -> None:
+    # 5 values, one cut at each end: kept 2 3 4, winsorised 2 2 3 4 4 with squares 4, so the standard error
+    # is sqrt(4 / (3 * 2)); t at 97.5 % with 2 degrees of freedom is 4.302653
+    interval = location([[0.05, 0.02, 0.03, 0.04, 0.01]])
+    half = 4.302652729749 * math.sqrt(4 / 6) / 100
+
+    assert interval.location == pytest.approx(math.exp(0.03), rel=1e-12)
+    assert interval.low == pytest.approx(math.exp(0.03 - half), rel=1e-11)
+    assert half_width(interval) == pytest.approx(half, rel=1e-11)
+
+
+def test_the_location_lies_inside_however_odd_the_blocks() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        values = [rng.standard_cauchy(rng.integers(2, 9)).tolist() for _ in range(rng.integers(3, 5))]
+        values = [[math.copysign(min(abs(value), 50.0), value) for value in launch] for launch in values]
+        interval = location(values)
+
+        assert holds(interval, interval.location)
+
+
+def test_equal_blocks_have_an_interval_without_width() -> None:
+    interval = location([[math.log(0.1)] * 7] * 3)
+
+    assert interval.location == pytest.approx(0.1)
+    assert half_width(interval) == pytest.approx(0, abs=1e-15)
+    assert holds(interval, interval.location)
+
+
+@pytest.mark.parametrize("values", [[[0.3]], [[0.1, 0.3], [0.2, 9.0]], [[0.1], [0.2], [0.3], [9.0]]])
+def test_fewer_than_five_blocks_give_a_median_and_no_interval(values: list[list[float]]) -> None:
+    interval = location(values)
+
+    assert interval.location == pytest.approx(math.exp(np.median(np.concatenate(values))))
+    assert (interval.low, interval.high, half_width(interval)) == (None, None, None)
+
+
+def test_a_launch_without_rounds_is_no_launch() -> None:
+    assert location([[0.1, 0.2, 0.3], [0.4, 0.5], []]) == location([[0.1, 0.2, 0.3], [0.4, 0.5]])
+
+
+def test_no_blocks_are_an_error() -> None:
+    with pytest.raises(ValueError, match="empty data"):
+        location([[], []])
+    with pytest.raises(ValueError, match="empty data"):
+        ratio([[1.0]], [[]])
+
+
+def test_a_ratio_pairs_by_launch_and_round_and_leaves_out_what_one_side_lacks() -> None:
+    baseline = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0, 6.0], [7.0]]
+    ours = [[value + math.log(3) for value in launch] for launch in baseline[:2]]
+    ours[1] = ours[1][:3]
+
+    interval = ratio(ours, baseline)
+
+    assert interval.location == pytest.approx(3)
+    assert half_width(interval) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_block_is_the_median_of_its_unflagged_samples() -> None:
+    assert block_value([1.0, 2.0, 900.0, 3.0], (2,)) == pytest.approx(math.log(2.0))
+    assert block_value([1.0, 2.0, 900.0], (0, 1, 2)) == pytest.approx(math.log(2.0))
+
+
+def test_percentiles_are_numpys_in_any_order() -> None:
+    values = np.random.default_rng(7).exponential(size=38).tolist()
+    for percent in (0, 20, 50, 80, 100):
+        assert percentile(values, percent) == pytest.approx(np.percentile(values, percent), rel=1e-12)
+    assert percentile([5.0], 80) == 5.0
+
+
+@pytest.mark.parametrize(("values", "percent"), [([], 50), ([1.0], 101), ([1.0], -1)])
+def test_a_percentile_that_does_not_exist_is_an_error(values: list[float], percent: float) -> None:
+    with pytest.raises(ValueError, match="no percentile"):
+        percentile(values, percent)
+
+
+def test_the_median_deviation_ignores_an_outlier() -> None:
+    assert mad([1.0, 2.0, 3.0, 4.0, 1e9]) == 1.0
+
+
+def test_ratios_are_averaged_so_that_twice_and_half_cancel() -> None:
+    assert geometric_mean([2.0, 0.5]) == pytest.approx(1.0)
+
+
+def test_importing_estimates_does_not_import_scipy() -> None:
+    code = "import sys, attnbench.estimates; sys.exit('scipy' in sys.modules or 'torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,221 @@
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from attnbench import measure
+from attnbench.clocks import BLOCK_SAMPLES, CudaEvents, FakeClock, Pace, Taken, WallClock, pace
+from attnbench.implementation import Prepared
+from attnbench.measure import Course
+
+
+def nothing() -> None:
+    return None
+
+
+def race(course: Course, durations: Iterator[float], rounds: int = 1000, latency: float = 0.0) -> Course:
+    """Let a course take blocks from a fake clock until it has enough; time passes only on paper."""
+    clock = FakeClock(durations)
+    for round_ in range(rounds):
+        taken = clock.take(nothing, course.pace)
+        course.add(taken, taken.busy_s + latency, round_)
+        if course.enough():
+            return course
+    raise AssertionError("the course never had enough")
+
+
+@pytest.mark.parametrize("call_s", [1e-7, 3e-6, 4e-5, 1e-4, 1e-3, 1e-2])
+def test_samples_are_short_and_blocks_about_twenty_milliseconds(call_s: float) -> None:
+    found = pace(call_s, 0.5)
+    sample = call_s * found.inner
+    assert sample >= 50e-6 or found.inner == 1
+    assert sample < 1e-3 or found.inner == 1
+    assert found.samples == BLOCK_SAMPLES or 10e-3 <= found.samples * sample <= 30e-3
+    assert 1 <= found.warm <= 15
+
+
+def test_a_slow_call_is_a_block_of_its_own_without_further_warming() -> None:
+    assert pace(0.1, 0.5) == Pace(inner=1, samples=1, warm=0)
+
+
+def test_a_steady_call_stops_on_width() -> None:
+    rng = random.Random(1)
+    course = race(
+        Course(call_s=1e-3, budget_s=3, launches=1), (1e-3 * rng.gauss(1, 0.002) for _ in itertools.count())
+    )
+    assert course.stop_reason == "interval within 1%"
+    assert 5 <= len(course.blocks) < 10
+
+
+def test_a_noisy_call_stops_on_its_budget() -> None:
+    rng = random.Random(1)
+    course = race(
+        Course(call_s=1e-3, budget_s=0.5, launches=1),
+        (1e-3 * rng.lognormvariate(0, 1) for _ in itertools.count()),
+    )
+    assert course.stop_reason == "budget"
+    assert course.spent_s == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_very_slow_call_is_called_three_times_and_has_no_interval() -> None:
+    course = race(Course(call_s=5.0, budget_s=0.5, launches=1), iter([5.0, 5.1, 5.2]))
+    timing = course.timing(0.0, 0.0)
+    assert (timing.n, timing.stop_reason) == (3, "slow call")
+    assert timing.median_s == pytest.approx(5.1)
+    assert timing.ci95_low_s is None
+
+
+def test_a_budget_is_shared_by_all_launches() -> None:
+    course = Course(call_s=1e-3, budget_s=0.6, launches=3)
+    rng = random.Random(2)
+    durations = (1e-3 * rng.lognormvariate(0, 1) for _ in itertools.count())
+    for launch in range(3):
+        if launch:
+            course.next_launch()
+        race(course, durations)
+        assert course.spent_s == pytest.approx(0.2, rel=0.2)
+    assert course.timing(0, 0).launches == 3
+
+
+def test_flagged_samples_do_not_count_but_are_counted() -> None:
+    course = Course(call_s=1e-3, budget_s=0.5, launches=1)
+    for round_ in range(6):
+        seconds = (1e-3, 1e-3, 26e-3, 1e-3)
+        course.add(Taken(seconds=seconds, flagged=(2,), busy_s=sum(seconds), last=None), sum(seconds), round_)
+    timing = course.timing(0, 0)
+    assert timing.median_s == pytest.approx(1e-3)
+    assert (timing.n, timing.n_flagged) == (24, 6)
+    assert timing.p80_s == pytest.approx(1e-3)
+
+
+def test_the_location_lies_inside_its_interval() -> None:
+    rng = random.Random(3)
+    timing = race(
+        Course(call_s=1e-3, budget_s=0.5, launches=1),
+        (1e-3 * rng.lognormvariate(0, 0.5) for _ in itertools.count()),
+    ).timing(0, 0)
+    assert timing.ci95_low_s is not None
+    assert timing.ci95_high_s is not None
+    assert timing.ci95_low_s < timing.median_s < timing.ci95_high_s
+
+
+def test_an_honest_clock_is_accounted_for() -> None:
+    course = race(Course(call_s=1e-3, budget_s=0.5, launches=1), itertools.repeat(1e-3), latency=1e-3)
+    assert course.unaccounted() is None
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_clock_that_lies_is_found_by_the_parents_own(factor: float) -> None:
+    course = Course(call_s=1e-3, budget_s=0.5, launches=1)
+    clock = FakeClock(itertools.repeat(1e-3 * factor))
+    for round_ in range(20):
+        taken = clock.take(nothing, course.pace)
+        course.add(taken, course.pace.samples * 1e-3, round_)
+    assert "the job's clock accounts for" in (course.unaccounted() or "")
+
+
+def test_the_wall_clock_measures_a_known_duration() -> None:
+    from time import perf_counter
+
+    def busy() -> None:
+        end = perf_counter() + 2e-3
+        while perf_counter() < end:
+            pass
+
+    taken = WallClock().take(busy, Pace(inner=1, samples=20, warm=1))
+    assert min(taken.seconds) == pytest.approx(2e-3, rel=0.02)
+    assert taken.busy_s >= sum(taken.seconds)
+
+
+def test_the_wall_clock_cannot_be_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
+    taken = WallClock().take(lambda: sum(range(1000)), Pace(inner=1, samples=3, warm=0))
+    assert min(taken.seconds) > 0
+
+
+class FakeCuda:
+    """A device whose calls take 3 ms of its own time; `host_s` is how long the host needs to enqueue one."""
+
+    def __init__(self, host_s: float) -> None:
+        self.now = self.host = 0.0
+        self.host_s = host_s
+        self.cuda = self
+
+    def Event(self, enable_timing: bool) -> Any:  # noqa: N802 - torch's own name
+        outer = self
+
+        class Event:
+            def record(self) -> None:
+                self.at = outer.now = max(outer.now, outer.host)
+
+            def query(self) -> bool:
+                return self.at <= outer.host
+
+            def elapsed_time(self, end: Any) -> float:
+                return float((end.at - self.at) * 1e3)
+
+        return Event()
+
+    def _sleep(self, cycles: int) -> None:
+        self.now = max(self.now, self.host) + cycles / 2e9
+
+    def synchronize(self, device: str) -> None:
+        self.host = self.now = max(self.now, self.host)
+
+    def step(self) -> None:
+        self.host += self.host_s
+        self.now = max(self.now, self.host) + 3e-3
+
+
+def test_cuda_events_see_the_devices_time_and_not_the_launch() -> None:
+    device = FakeCuda(host_s=1e-6)
+    taken = CudaEvents(device, "cuda:0").take(device.step, Pace(inner=1, samples=4, warm=2))
+    assert taken.seconds == pytest.approx([3e-3] * 4)
+    assert taken.flagged == ()
+
+
+def test_cuda_samples_in_which_the_host_was_late_are_flagged() -> None:
+    device = FakeCuda(host_s=50e-3)
+    taken = CudaEvents(device, "cuda:0").take(device.step, Pace(inner=1, samples=4, warm=2))
+    assert taken.flagged == (0, 1, 2, 3)
+
+
+def test_known_allocations_are_found_in_a_process_of_their_own() -> None:
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for size in (2**20, 2**24, 2**28):
+            found = pool.apply(_workspace, (size,))
+            assert abs(found - size) <= 0.3 * 2**20, size
+
+
+def _workspace(size: int) -> int:
+    import torch
+
+    measure.return_memory_eagerly()
+    trap = [torch.ones(2**22) for _ in range(4)]  # freed memory that a later call might reuse unseen
+    del trap
+
+    def step() -> torch.Tensor:
+        scratch = torch.ones(size // 4)
+        return torch.ones(2**18) + scratch[0]
+
+    return measure.memory(Prepared(step=step), "cpu", 0, lambda out: out.numel() * 4).workspace_bytes - 2**20
+
+
+def test_a_librarys_own_counter_is_preferred() -> None:
+    counts = iter([7, 5000])
+    found = measure.memory(Prepared(step=nothing, memory=lambda: next(counts)), "cpu", 10, lambda _: 1000)
+    assert (found.workspace_bytes, found.output_bytes, found.method) == (4000, 1000, "own")
+
+
+def test_locations_are_geometric() -> None:
+    course = Course(call_s=1e-3, budget_s=1, launches=1)
+    for round_, value in enumerate([1e-3, 4e-3]):
+        course.add(Taken(seconds=(value,), flagged=(), busy_s=value, last=None), value, round_)
+    assert course.timing(0, 0).median_s == pytest.approx(math.sqrt(1e-3 * 4e-3))
