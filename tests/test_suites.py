@@ -397,34 +397,38 @@ def test_no_damage_to_a_suite_ends_in_anything_but_a_refusal(data: st.DataObject
         start = data.draw(st.integers(0, len(text)))
         end = min(len(text), start + data.draw(st.integers(0, 6)))
         text = text[:start] + data.draw(PIECES) + text[end:]
+    refusal = ""
     try:
         suite = parse(text)
     except SuiteError as error:
-        assert "\n" not in error.message
-        assert re.match(r"s\.yaml(:\d+)?: ", error.message)
-    else:
-        assert suite.problems
+        refusal = error.message
+    assert re.fullmatch(r"s\.yaml(:\d+)?: .+", refusal) if refusal else suite.problems
 
 
 # ---------------------------------------------------------------- size
 
 
-def test_a_hundred_thousand_problems_load_quickly_and_in_little_memory() -> None:
-    lengths = ", ".join(map(str, range(1, 5001)))
-    text = (
-        f"question: q\nproblems: {{model: [gpt2, llama-3-8b], batch: [1, 2], seqlen: [{lengths}], "
-        "mask: [full, causal, 'window:left=7'], dtype: [float32, bfloat16]}\n"
+def many(lengths: int) -> str:
+    return (
+        f"question: q\nproblems: {{model: [gpt2, llama-3-8b], batch: [1, 2], seqlen: {[*range(1, lengths + 1)]}, "
+        "mask: [full, causal, 'window:left=7', 'chunked:size=4', 'dilated:step=2'], dtype: [float32, bfloat16]}\n"
     )
-    few = text.replace(lengths, ", ".join(map(str, range(1, 501))))
+
+
+def test_a_hundred_thousand_problems_load_in_three_seconds() -> None:
+    text = many(2500)
     start = time.process_time()
-    assert len(parse(few).problems) == 500 * 24
-    seconds = time.process_time() - start
-    assert seconds < 2 * 0.12 * 3  # 100,000 in 2 s, thrice as long on a machine that is busy
+    assert len(parse(text).problems) == 100_000
+    assert time.process_time() - start < 3
+
+
+def test_a_problem_takes_less_than_five_kilobytes() -> None:
+    text = many(250)
     tracemalloc.start()
-    parse(few)
+    suite = parse(text)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 500 * 24 * 2000  # 200 MB for 100,000
+    assert peak < 5000 * len(suite.problems)
 
 
 def test_combinations_are_counted_before_any_is_made() -> None:
@@ -433,7 +437,7 @@ def test_combinations_are_counted_before_any_is_made() -> None:
     start = time.process_time()
     with pytest.raises(SuiteError, match=f"{1001**5:,} combinations"):
         parse("question: q\nproblems:\n" + "".join(f"  {key}: [{values}]\n" for key in keys))
-    assert time.process_time() - start < 10  # one of a million combinations a second would take days
+    assert time.process_time() - start < 10  # making a million a second would take decades
 
 
 # ---------------------------------------------------------------- schema and docs
