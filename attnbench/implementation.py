@@ -216,7 +216,8 @@ def differentiable(
     graph: list[torch.Tensor] = []
 
     def refresh() -> None:
-        graph[:] = [attend(*leaves)]
+        graph.clear()  # the old graph's memory first
+        graph.append(attend(*leaves))
 
     def backward() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(graph[0], leaves, dout, retain_graph=True)

@@ -97,35 +97,36 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     """Views [H', S, D] that cover [B, H, S, D] in order, of `_CHUNK` elements or of one head."""
     heads = max(1, _CHUNK // (tensor.shape[2] * tensor.shape[3]))
     for member in tensor:
-        yield from member.split(heads)
+        for start in range(0, len(member), heads):
+            yield member[start : start + heads]
 
 
-PEAK = 16.0
-"""Score, in units of the scaled logit, that a query of the `peaked` kind gives the keys it points at."""
+PEAK = 12.0
+"""Score that a query of the `peaked` kind gives each key it points at; those of the others are about N(0, 1)
+and a small multiple of it. Less moves less weight, more makes the yardstick itself worse (8 to 24 tried)."""
 
 
 def _point(q: Tensor, k: Tensor, problem: Problem) -> None:
-    """Add to every query the keys at its mask's edges: the last one allowed and the first one forbidden.
+    """Add to every query the keys at its mask's edges: first and last allowed, first forbidden on each side.
 
-    A key's own score is then about `PEAK` and that of others within a few units of 0, so that a mask off by
-    one moves a large part of the weights.
+    A mask that is off by one then moves a large part of the weights. Queries are divided by
+    scale * sqrt(D), so that a problem's own scale does not change its scores.
     """
     sq, sk = q.shape[2], k.shape[2]
+    shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
     first, last = bounds(problem.mask, torch.arange(sq, device=q.device), sq, sk)
-    strength = PEAK / (problem.head_dim * abs(problem.softmax_scale))
-    strength = math.copysign(strength, problem.softmax_scale)
     edges = [(first - 1, True), (first, first <= last), (last, first < last), (last + 1, True)]
-    heads = max(1, _CHUNK // (sq * q.shape[3]))
+    heads = torch.arange(problem.heads_q, device=q.device)[:, None] // shared  # key/value head of each
+    step = max(1, _CHUNK // (sq * q.shape[3]))
     for queries, keys in zip(q, k, strict=True):  # [Hq, Sq, D], [Hk, Sk, D]
-        for part, head in zip(queries.split(heads), torch.arange(len(queries)).split(heads), strict=True):
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
             total = part.to(_wide(part))
             for index, wanted in edges:
                 there = (index >= 0) & (index < sk) & wanted
-                found = keys[
-                    (head // (len(queries) // len(keys)))[:, None].to(q.device), index.clamp(0, sk - 1)
-                ]
-                total += found * (there * strength).to(total.dtype)[:, None]
-            part.copy_(total)
+                found = keys[heads[start : start + step], index.clamp(0, sk - 1)]
+                total += found * (there * (PEAK / root)).to(total.dtype)[:, None]
+            part.copy_(total / (problem.softmax_scale * root))
 
 
 def bounds(mask: Mask, i: Any, sq: int, sk: int) -> tuple[Any, Any]:
@@ -176,9 +177,10 @@ def _checksum(tensor: Tensor) -> int:
     length = min(words.numel(), 2**18)
     place = torch.arange(length, device=words.device)
     odd = (2 * place + 1) * 0x5851F42D4C957F2D  # odd factors: no change of one word is lost mod 2**64
-    sums = [(part.long() * odd[: part.numel()]).sum() for part in words.split(length)]
+    parts = (words[start : start + length].long() for start in range(0, words.numel(), length))
+    sums = torch.stack([(part * odd[: part.numel()]).sum() for part in parts])
     total = 0
-    for part in torch.stack(sums).tolist():
+    for part in sums.tolist():
         total = (total * 0x9E3779B97F4A7C15 + part) % 2**64
     return total
 
@@ -211,7 +213,7 @@ class Sample:
 
     def queries(self, tensor: Tensor) -> Tensor:
         """[B, Hq, Sq, n] -> [G, Hq/Hk, R, n]."""
-        return tensor.unflatten(1, (self.heads_kv, -1))[self._index(tensor)]
+        return torch.unflatten(tensor, 1, (self.heads_kv, -1))[self._index(tensor)]
 
     def keys(self, tensor: Tensor) -> Tensor:
         """[B, Hk, Sk, n] -> [G, Sk, n]."""
@@ -222,7 +224,7 @@ class Sample:
         """Zero, in place, what lies outside the sample in [B, Hq, Sq, n]."""
         kept = self.queries(tensor)
         tensor.zero_()
-        tensor.unflatten(1, (self.heads_kv, -1))[self._index(tensor)] = kept
+        torch.unflatten(tensor, 1, (self.heads_kv, -1))[self._index(tensor)] = kept
 
     def _index(self, tensor: Tensor) -> tuple[Tensor, ...]:
         batch, head = torch.tensor(self.groups, device=tensor.device).unbind(1)

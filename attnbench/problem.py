@@ -545,6 +545,7 @@ def parse_layout(text: str) -> Layout:
 # ---------------------------------------------------------------- batches
 
 Sequences = tuple[tuple[int, int], ...]
+LARGEST_BATCH = 2**16
 _LENGTH = r"(\d+)(k?)"
 _REQUEST = re.compile(rf"([1-9]\d*)q{_LENGTH}(?:s{_LENGTH})?")
 _SOUND = re.compile(r"[1-9]\d*(?:q(?:\d+k?(?:s(?:\d+k?)?)?)?)?")  # how far a broken one can be read
@@ -567,6 +568,8 @@ def parse_requests(text: str) -> Sequences:
                 f"requests {text!r}: cannot read character {place + 1} ({text[place : place + 1] or 'the end'!r})",
                 hint="write <count>q<len>[s<len>] joined by `_`, such as 2q2k_32q1s1k",
             )
+        if int(match[1]) > LARGEST_BATCH:
+            raise ProblemError(f"a batch has at most {LARGEST_BATCH:,} members, got {int(match[1]):,}")
         q = int(match[2]) * (1024 if match[3] else 1)
         s = int(match[4]) * (1024 if match[5] else 1) if match[4] else q
         sequences += [(q, s)] * int(match[1])
@@ -616,6 +619,8 @@ class Problem:
     def __post_init__(self) -> None:
         if not self.sequences:
             raise ProblemError("a problem needs at least one sequence")
+        if len(self.sequences) > LARGEST_BATCH:
+            raise ProblemError(f"a batch has at most {LARGEST_BATCH:,} members, got {len(self.sequences):,}")
         for q, s in set(self.sequences):
             if q < 0 or s < 0:
                 raise ProblemError(f"lengths must not be negative, got {min(q, s)}")
@@ -805,8 +810,8 @@ def problem_from(values: Mapping[str, Any]) -> Problem:
         sequences = parse_requests(take("requests"))
     else:
         batch = take("batch", 1)
-        if batch < 1:
-            raise ProblemError(f"batch must be at least 1, got {batch}")
+        if not 1 <= batch <= LARGEST_BATCH:
+            raise ProblemError(f"batch must be from 1 to {LARGEST_BATCH:,}, got {batch:,}")
         lengths = pair("seqlen", "seqlen_q", "seqlen_kv", False)
         for name, length in zip(("seqlen_q", "seqlen_kv"), lengths, strict=True):
             if length < 1:

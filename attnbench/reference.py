@@ -158,7 +158,7 @@ def _compute(
             )
             for name, tensor in found.items():
                 if name in ("out", "dq"):
-                    results[name][here, :, rows] = tensor.unflatten(1, (shared, -1))
+                    results[name][here, :, rows] = torch.unflatten(tensor, 1, (shared, -1))
                 else:
                     results[name][here, keys] += tensor
     return results
@@ -189,7 +189,7 @@ def _attend(
             slopes.append(1 - bent * bent)
         s = rnd(bent.mul_(cap))
     if allowed is not None:
-        s.unflatten(1, (-1, len(allowed))).masked_fill_(~allowed, -torch.inf)
+        torch.unflatten(s, 1, (-1, len(allowed))).masked_fill_(~allowed, -torch.inf)
     s -= s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
     p = s.exp_()
     p = rnd(p.div_(p.sum(-1, keepdim=True).clamp_(min=1)))  # the sum is 0, or at least exp(0)

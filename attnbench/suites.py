@@ -52,7 +52,7 @@ class Measure:
     threads: int | None = None
     cache: str = "warm"
     clock: str = "wall"
-    seed: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ MEASURE_KEYS: Mapping[str, Key] = {
     "threads": Key("integer", "all available", "CPU threads that an implementation may use", least=1),
     "cache": Key("text", "warm", "state of the caches at each call: warm or cold", choices=("warm", "cold")),
     "clock": Key("text", "wall", "wall or events; on a CUDA device it is events in any case", choices=("wall", "events")),
-    "seed": Key("integer", "0", "of the inputs and of the order of measuring", least=0),
+    "seed": Key("integer", "another in every run", "of the inputs and of the order of measuring", least=0),
 }
 VERIFY_KEYS: Mapping[str, Key] = {
     "gflop": Key("number", "2", "work of the float64 oracle per problem and kind of inputs, in 1e9 "
@@ -230,7 +230,7 @@ def _place(mark: Any) -> str:
 
 
 def _error(node: Node, message: str, hint: str | None = None) -> SuiteError:
-    return SuiteError(f"{_place(node.start_mark)}: {message}", hint=hint)
+    return SuiteError(f"{_place(node.start_mark)}: {' '.join(message.split())}", hint=hint)
 
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9]\d{0,17})")

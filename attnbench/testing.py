@@ -1,6 +1,6 @@
 """For authors of plugins and for our own tests: a small problem, and the verification without processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -93,12 +93,12 @@ def samples(implementation: Implementation, device: Device) -> Iterator[Problem]
 
 
 def check(
-    registry: Registry, name: str, texts: Sequence[str], device: str
+    registry: Registry, name: str, text: str | None, device: str
 ) -> Iterator[tuple[Problem, str | None]]:
-    """Each problem (small ones where `texts` is empty) with None where the implementation is right, else why not."""
+    """Each problem (small ones where there is no `text`) with None where the implementation is right, else why not."""
     implementation = registry.implementations[name]
     where = Device(kind=device.partition(":")[0])
-    given = suites.suite_of_problem(texts, []).problems if texts else samples(implementation, where)
+    given = suites.suite_of_problem(text).problems if text else samples(implementation, where)
     for one in given:
         reason = implementation.why_not(one, where)
         if reason is None:

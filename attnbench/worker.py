@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import os
 import resource
+import traceback
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -40,6 +41,7 @@ def serve(channel: Channel) -> None:
             answer = getattr(job, message["op"])(message)
         except BaseException as error:  # SystemExit and KeyboardInterrupt of a plugin are rows too
             status, reason = explain(error)
+            traceback.print_exception(error)
             answer = {"status": status, "reason": reason}
             del error
         channel.send(answer)

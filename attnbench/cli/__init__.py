@@ -18,9 +18,7 @@ INTERRUPTED = 130
 
 def _suite(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("suite", nargs="?", help="a YAML file, or the name of a shipped suite such as `quick`")
-    verb.add_argument(
-        "--problem", action="append", default=[], metavar="TEXT", help="words such as 'model=gpt2 seqlen=512'"
-    )
+    verb.add_argument("--problem", metavar="TEXT", help="words such as 'model=gpt2 seqlen=512'")
     verb.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the suite"
     )
@@ -88,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("check", help="verify implementations without timing them")
     check.add_argument("only", nargs="+", metavar="GLOB", help="implementations to check")
-    check.add_argument("--problem", action="append", default=[], metavar="TEXT")
+    check.add_argument("--problem", metavar="TEXT", help="words such as 'model=gpt2 seqlen=512'")
     check.add_argument("--device", default="cpu")
     _plugin(check)
 

@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
             f"attnbench measures on Linux only, not on {sys.platform}",
             hint="`attnbench show` works everywhere",
         )
-    by = tables.axes(arguments.by)
+    by = display.axes(arguments.by)
     budget = units.parse_seconds(arguments.time_budget) if arguments.time_budget else None
     earlier: Run | None = None
     if arguments.resume:

@@ -10,5 +10,5 @@ from attnbench.cli import display
 def main(arguments: argparse.Namespace) -> int:
     """Print the tables of a stored run."""
     run, rows = results.load(Path(arguments.run))
-    print(display.tables_text(rows, tables.axes(arguments.by), run))
+    print(display.tables_text(rows, display.axes(arguments.by), run))
     return 0

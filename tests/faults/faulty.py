@@ -17,8 +17,8 @@ Attend = Callable[[Problem, Inputs], Any]
 def good(problem: Problem, inputs: Inputs) -> Any:
     import torch
 
-    bottom_right = torch.nn.attention.bias.causal_lower_right(inputs.q.shape[2], inputs.k.shape[2])
-    mask = bottom_right if problem.mask.name == "causal" else None
+    sq, sk = inputs.q.shape[2], inputs.k.shape[2]
+    mask = torch.ones(sq, sk, dtype=torch.bool).tril(sk - sq) if problem.mask.name == "causal" else None
     return torch.nn.functional.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, attn_mask=mask)
 
 
@@ -84,7 +84,7 @@ def mutates_inputs(problem: Problem, inputs: Inputs) -> Any:
 
 
 def returns_a_view(problem: Problem, inputs: Inputs) -> Any:
-    return inputs.v[:]
+    return inputs.q[:]
 
 
 def wrong_shape(problem: Problem, inputs: Inputs) -> Any:

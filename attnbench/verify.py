@@ -1,0 +1,195 @@
+"""Whether an output keeps the contract, and whether its error lies within a multiple of the yardstick's.
+
+The measure is the relative L2 norm of the error against the float64 oracle, per row and per tensor. A fixed
+tolerance would mean nothing: the output's spread falls with Sk, and so does the error of a sound algorithm.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from attnbench.implementation import Inputs
+from attnbench.inputs import OUTPUTS, TORCH_DTYPES
+from attnbench.problem import DType, Problem
+from attnbench.records import Accuracy
+
+FACTORS = {"out": (3.0, 2.0), "dq": (3.0, 2.0), "dk": (3.0, 2.0), "dv": (3.0, 2.0)}
+"""Budget in units of the yardstick's error: of the worst row, and of the whole tensor."""
+
+FLOORS = {
+    DType.FLOAT64: 16 * 2.0**-52,  # here yardstick and oracle coincide
+    DType.FLOAT32: 2.0**-24,
+    DType.TFLOAT32: 2.0**-11,
+    DType.FLOAT16: 2.0**-11,
+    DType.BFLOAT16: 2.0**-8,
+}
+"""Least error that the yardstick is credited with: half an epsilon, the rounding of the result itself."""
+
+
+def inspect(
+    outputs: object, problem: Problem, inputs: Inputs, device: str, qkv_format: str
+) -> tuple[Tensor, ...] | str:
+    """The tensors that a call returned, without their graph, or what is wrong with them in words."""
+    names = OUTPUTS[problem.direction]
+    found = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+    if len(found) != len(names):
+        return f"{len(found)} outputs, expected {len(names)}: {', '.join(names)}"
+    out = (*inputs.q.shape[:-1], problem.head_dim_v)
+    shapes = dict(
+        zip(("out", "dq", "dk", "dv"), (out, inputs.q.shape, inputs.k.shape, inputs.v.shape), strict=True)
+    )
+    for name, tensor in zip(names, found, strict=True):
+        wrong = _inspect(tensor, shapes[name], problem, inputs, torch.device(device))
+        if wrong:
+            return f"{name}: {wrong}" if len(names) > 1 else wrong
+    return tuple(tensor.detach() for tensor in found)
+
+
+def _inspect(
+    tensor: object, shape: tuple[int, ...], problem: Problem, inputs: Inputs, device: torch.device
+) -> str | None:
+    if type(tensor) is not Tensor:
+        return f"the output is a {type(tensor).__name__}, expected a plain torch.Tensor"
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return f"the output has no storage of its own: layout {tensor.layout}, device {tensor.device}"
+    if tuple(tensor.shape) != tuple(shape):
+        return f"shape {list(tensor.shape)}, expected {list(shape)}"
+    expected = TORCH_DTYPES[problem.dtype]
+    if tensor.dtype != expected:
+        return f"dtype {str(tensor.dtype)[6:]}, expected {str(expected)[6:]}"
+    if (tensor.device.type, tensor.device.index or 0) != (device.type, device.index or 0):
+        return f"the output is on {tensor.device}, expected {device}"
+    low, high = _extent(tensor)
+    for given in (inputs.q, inputs.k, inputs.v, inputs.dout):
+        if given is not None and low < _extent(given)[1] and _extent(given)[0] < high:
+            return "the output is a view of an input"
+    return None
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def compare(
+    actual: dict[str, Tensor],
+    oracle: dict[str, Tensor],
+    yard: dict[str, Tensor],
+    problem: Problem,
+    share: float,
+) -> tuple[Accuracy, str | None]:
+    """The worst errors over the outputs in `actual`, and None or the first reason why they are wrong.
+
+    The three hold what `inputs.pick`, `reference.oracle` and `reference.yardstick` return; `share` is the
+    sample's. Errors are infinite where the output is not finite and the oracle is.
+    """
+    accuracies, reasons = [], []
+    for name, tensor in actual.items():
+        accuracy, reason = _compare(name, tensor, oracle, yard[name], problem, share)
+        accuracies.append(accuracy)
+        reasons += [f"{name}: {reason}"] if reason else []
+    return worst(accuracies), next(iter(reasons), None)
+
+
+def _compare(
+    name: str, tensor: Tensor, oracle: dict[str, Tensor], yard: Tensor, problem: Problem, share: float
+) -> tuple[Accuracy, str | None]:
+    right, floor = oracle[name], FLOORS[problem.dtype]
+    tensor = tensor.to(right)
+    norms = right.norm(dim=-1)
+    least = 0.0 if name == "out" else _typical(norms, problem)
+    difference, rows, rms = _errors(tensor, right, norms, least)
+    _, yard_rows, yard_rms = _errors(yard.to(right), right, norms, least)
+    accuracy = Accuracy(
+        row=float(rows.max()),
+        rms=rms,
+        max=float(difference.abs().max()),
+        cosine=_cosine(tensor, right),
+        yardstick_row=max(float(yard_rows.max()), floor),
+        yardstick_rms=max(yard_rms, floor),
+        checked_share=share,
+    )
+    lost = tensor.isfinite() != right.isfinite()
+    if bool(lost.any()):
+        return accuracy, f"{100 * float(lost.double().mean()):.2g} % of it is not finite"
+    stray = _silent(name, oracle) & (tensor != 0).any(-1)
+    if bool(stray.any()):
+        return accuracy, f"not zero at {_place(name, stray, oracle, problem)}, where nothing contributes"
+    row_factor, rms_factor = FACTORS[name]
+    if accuracy.row > row_factor * accuracy.yardstick_row:
+        place = _place(name, rows, oracle, problem)
+        return accuracy, _excess(
+            "row", accuracy.row, row_factor, accuracy.yardstick_row
+        ) + f", worst at {place}"
+    if accuracy.rms > rms_factor * accuracy.yardstick_rms:
+        return accuracy, _excess("RMS", accuracy.rms, rms_factor, accuracy.yardstick_rms)
+    return accuracy, None
+
+
+def _typical(norms: Tensor, problem: Problem) -> float:
+    """The size below which a gradient's row is not judged relative to itself: the median of the others."""
+    some = norms[norms > 0]
+    if len(some):
+        return float(some.median())
+    return problem.softmax_scale * math.sqrt(
+        problem.head_dim * problem.head_dim_v
+    )  # all cancel: one key each
+
+
+def _errors(tensor: Tensor, right: Tensor, norms: Tensor, least: float) -> tuple[Tensor, Tensor, float]:
+    """The difference, its norm per row over the row's own or `least`, and its norm over the tensor's own."""
+    difference = torch.nan_to_num(tensor - right, nan=math.inf, posinf=math.inf, neginf=math.inf)
+    wrong = difference.norm(dim=-1)
+    rows = torch.where(wrong > 0, wrong / norms.clamp(min=least), 0)
+    whole = float(norms.norm()) or least * math.sqrt(norms.numel())
+    total = float(wrong.norm())
+    return difference, rows, total / whole if whole else math.inf * total if total else 0.0
+
+
+def _cosine(tensor: Tensor, right: Tensor) -> float:
+    """Cosine of two tensors, elements that are not finite taken as zero; 1 where both are zero."""
+    a, b = torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0).flatten(), right.flatten()
+    a, b = a / (a.abs().max() or 1), b / (b.abs().max() or 1)
+    size = float(a.norm() * b.norm())
+    return float(a @ b) / size if size else float(not a.any() and not b.any())
+
+
+def _silent(name: str, oracle: dict[str, Tensor]) -> Tensor:
+    """Rows to which nothing contributes, so that any sound algorithm leaves exactly zero there.
+
+    A gradient can be zero by cancellation too (dq of a query with a single key): that is not meant.
+    """
+    if name == "dq":
+        return oracle["masked"].expand(oracle[name].shape[:-1])
+    return ~oracle["out" if name == "out" else "dv"].any(-1)
+
+
+def _place(name: str, weight: Tensor, oracle: dict[str, Tensor], problem: Problem) -> str:
+    """Where `weight` is largest, in the problem's own axes."""
+    at = [int(i) for i in torch.unravel_index(weight.double().argmax(), weight.shape)]
+    batch, head = oracle["groups"][at[0]].tolist()
+    if name in ("dk", "dv"):
+        return f"batch {batch} key/value head {head} key {at[1]}"
+    head = head * (problem.heads_q // problem.heads_kv) + at[1]
+    return f"batch {batch} head {head} row {int(oracle['rows'][at[2]])}"
+
+
+def _excess(what: str, error: float, factor: float, yardstick: float) -> str:
+    times = error / (factor * yardstick)
+    return f"{what} error {error:.2g} is {times:.3g} x the budget ({factor:g} x yardstick {yardstick:.2g})"
+
+
+def worst(accuracies: Iterable[Accuracy]) -> Accuracy:
+    """The worst of each error; the yardstick's likewise."""
+    found = list(accuracies)
+    return Accuracy(
+        **{
+            field.name: (min if field.name in ("cosine", "checked_share") else max)(
+                getattr(accuracy, field.name) for accuracy in found
+            )
+            for field in fields(Accuracy)
+        }
+    )

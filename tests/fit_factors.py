@@ -1,0 +1,84 @@
+"""How large sound algorithms' errors are in units of the yardstick's: the source of `verify.FACTORS`.
+
+Run by hand, `python tests/fit_factors.py` (about a minute on two cores): it prints, per tensor and dtype, the
+largest ratio of a sound algorithm's error to the yardstick's over shapes, masks, kinds and seeds, of the worst
+row and of the whole tensor, the rejections at the factors in force, and the factors that the ratios suggest.
+"""
+
+import argparse
+import math
+from collections import defaultdict
+
+import torch
+from sound import SOUND
+
+from attnbench import inputs, reference, verify
+from attnbench.problem import problem_from
+
+SHAPES = (
+    {"batch": 2, "heads": 4, "seqlen": 64, "head_dim": 64},
+    {"batch": 1, "heads": 4, "seqlen": 128, "head_dim": 64},
+    {"batch": 1, "heads_q": 8, "heads_kv": 2, "seqlen": 256, "head_dim": 128},
+    {"batch": 1, "heads_q": 4, "heads_kv": 1, "seqlen": 512, "head_dim": 64},
+    {"batch": 1, "heads": 2, "seqlen_q": 128, "seqlen_kv": 640, "head_dim": 64},
+    {"batch": 1, "heads": 2, "seqlen_q": 300, "seqlen_kv": 200, "head_dim": 32},
+    {"batch": 4, "heads": 4, "seqlen_q": 1, "seqlen_kv": 1024, "head_dim": 64},
+    {"batch": 1, "heads": 2, "seqlen": 192, "head_dim": 64, "head_dim_v": 32},
+    {"batch": 1, "heads": 2, "seqlen": 256, "head_dim": 64, "scale": 1.0},
+    {"batch": 1, "heads": 2, "seqlen": 256, "head_dim": 64, "modifiers": "softcap:cap=20"},
+    {"batch": 1, "heads": 1, "seqlen": 1024, "head_dim": 64},
+)
+MASKS = ("full", "causal", "causal-top-left", "window:left=31:right=0", "window:left=15:right=16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+NAMES = ("out", "dq", "dk", "dv")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2)
+    seeds = parser.parse_args().seeds
+    ratios: dict[tuple[str, str], list[tuple[float, float, str]]] = defaultdict(list)
+    rejected = 0
+    for dtype in DTYPES:
+        for shape in SHAPES:
+            for mask in MASKS:
+                values = {**shape, "mask": mask, "dtype": dtype, "direction": "forward_backward"}
+                problem = problem_from(values)
+                sample = inputs.sample(problem, work=math.inf, seed=0)
+                for seed in range(seeds):
+                    for kind in inputs.KINDS:
+                        made = inputs.make(problem, kind=kind, seed=seed, device="cpu", qkv_format="bhsd")
+                        oracle = reference.oracle(problem, made, sample)
+                        yard = reference.yardstick(problem, made, sample)
+                        for algorithm, compute in SOUND.items():
+                            if problem.modifiers and algorithm.startswith("sdpa"):
+                                continue
+                            found = compute(problem, made)
+                            picked = inputs.pick(tuple(found[n] for n in NAMES), problem, sample, "bhsd")
+                            for name, tensor in picked.items():
+                                got, reason = verify.compare({name: tensor}, oracle, yard, problem, 1.0)
+                                where = f"{algorithm} {kind} {seed} {problem.text}"
+                                ratios[name, dtype].append(
+                                    (got.row / got.yardstick_row, got.rms / got.yardstick_rms, where)
+                                )
+                                if reason:
+                                    rejected += 1
+                                    print(f"rejected: {where}: {reason}")
+    print("tensor dtype       cases  row p99  row max  rms p99  rms max   worst row")
+    for (name, dtype), found in sorted(ratios.items()):
+        parts = []
+        for column in (0, 1):
+            values = torch.tensor([entry[column] for entry in found], dtype=torch.float64)
+            parts.append(f"{float(values.quantile(0.99)):7.2f}  {float(values.max()):7.2f}")
+        worst = max(found)[2]
+        print(f"{name:6} {dtype:9} {len(found):7}  {'  '.join(parts)}   {worst}")
+    print(f"{rejected} of {sum(map(len, ratios.values()))} rejected at {verify.FACTORS}")
+    for name in NAMES:
+        entries = [entry for key, found in ratios.items() if key[0] == name for entry in found]
+        row, rms = (max(entry[column] for entry in entries) for column in (0, 1))
+        print(f"{name}: 1.5 x the largest ratio: row {1.5 * row:.2f}, rms {1.5 * rms:.2f}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()
