@@ -27,6 +27,7 @@ _BLOCK = 2**20
 _ROWS = 128  # query rows at once: so few that keys which none of them may attend to are left out
 
 Rounding = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def computable(problem: Problem) -> str | None:
@@ -53,19 +54,14 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
     """The right answer in float64 for inputs in `bhsd`, on their device: the outputs of the direction.
 
     `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv]; dk and dv are sums over
-    the sampled rows. Further `groups` [G, 2], `rows` [R], and `masked` [R]: rows that may attend to no key.
+    the sampled rows. Further `groups` [G, 2] and `rows` [R] of the sample, and with gradients `dq_size`
+    [G, Hq/Hk, R] and `dk_size` [G, Sk]: the norm that a row would have if dO and the values were
+    independent. dP and its row sum cancel (to zero for a query with a single key), their rounding errors,
+    which are proportional to this norm, do not.
     """
     blocks = _blocks(problem, sample, inputs.q.device)
-    found = _compute(problem, inputs, sample, blocks, torch.float64, _keep)
-    masked = torch.ones(len(sample.rows), dtype=torch.bool, device=inputs.q.device)
-    for rows, _, allowed in blocks:
-        masked[rows] = False if allowed is None else ~allowed.any(1)
-    return {
-        **found,
-        "groups": torch.tensor(sample.groups),
-        "rows": torch.tensor(sample.rows),
-        "masked": masked,
-    }
+    found = _compute(problem, inputs, sample, blocks, torch.float64, _keep, torch.matmul, sizes=True)
+    return {**found, "groups": torch.tensor(sample.groups), "rows": torch.tensor(sample.rows)}
 
 
 def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
@@ -73,19 +69,30 @@ def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, T
 
     Half types: products are accumulated in float32 and each step is rounded, which is what the device's
     own chain does; spelled out because float16 matrix products take 15 times longer on a CPU. `tfloat32`
-    rounds the factors of every product to TF32.
+    rounds the factors of every product to TF32. float64 adds products up in another order than the oracle:
+    else the two would coincide.
     """
     dtype, blocks = inputs.q.dtype, _blocks(problem, sample, inputs.q.device)
-    if dtype in (torch.float32, torch.float64):
-        factor = _tf32 if problem.dtype is DType.TFLOAT32 else _keep
-        found = _compute(problem, inputs, sample, blocks, dtype, _keep, factor)
+    if dtype in (torch.float16, torch.bfloat16):
+        found = _compute(
+            problem, inputs, sample, blocks, torch.float32, lambda x: x.to(dtype).float(), torch.matmul
+        )
     else:
-        found = _compute(problem, inputs, sample, blocks, torch.float32, lambda x: x.to(dtype).float())
+        product = {DType.FLOAT64: _in_halves, DType.TFLOAT32: _tf32_product}.get(problem.dtype, torch.matmul)
+        found = _compute(problem, inputs, sample, blocks, dtype, _keep, product)
     return {name: tensor.to(dtype) for name, tensor in found.items()}
 
 
 def _keep(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _in_halves(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., ::2] @ b[..., ::2, :] + a[..., 1::2] @ b[..., 1::2, :]
+
+
+def _tf32_product(a: Tensor, b: Tensor) -> Tensor:
+    return _tf32(a) @ _tf32(b)
 
 
 def _tf32(tensor: Tensor) -> Tensor:
@@ -125,9 +132,10 @@ def _compute(
     blocks: list[_Block],
     dtype: torch.dtype,
     rnd: Rounding,
-    factor: Rounding = _keep,
+    product: Product,
+    sizes: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute in `dtype`; `rnd` rounds the result of each step, `factor` both factors of each product."""
+    """Compute in `dtype`; `rnd` rounds the result of each step."""
     sk, shared, total = inputs.k.shape[2], problem.heads_q // problem.heads_kv, len(sample.groups)
     together = max(1, _BLOCK // (shared * min(len(sample.rows), _ROWS) * sk))  # groups at once
     shapes = {
@@ -135,9 +143,12 @@ def _compute(
         "dq": (total, shared, len(sample.rows), problem.head_dim),
         "dk": (total, sk, problem.head_dim),
         "dv": (total, sk, problem.head_dim_v),
+        "dq_size": (total, shared, len(sample.rows), 1),
+        "dk_size": (total, sk, 1),
     }
     names = ["out"] if problem.direction is not Direction.BACKWARD else []
-    names += ["dq", "dk", "dv"] if inputs.dout is not None else []
+    if inputs.dout is not None:
+        names += ["dq", "dk", "dv"] + (["dq_size", "dk_size"] if sizes else [])
     results = {name: torch.zeros(shapes[name], dtype=dtype, device=inputs.q.device) for name in names}
     for start in range(0, total, together):
         here = slice(start, start + together)
@@ -154,13 +165,16 @@ def _compute(
                 None if dout is None else dout[:, :, rows].flatten(1, 2),
                 allowed,
                 rnd,
-                factor,
+                product,
+                sizes,
             )
             for name, tensor in found.items():
-                if name in ("out", "dq"):
+                if name in ("out", "dq", "dq_size"):
                     results[name][here, :, rows] = torch.unflatten(tensor, 1, (shared, -1))
                 else:
                     results[name][here, keys] += tensor
+    for name in names[names.index("dv") + 1 :] if sizes and inputs.dout is not None else ():
+        results[name] = results[name].squeeze(-1).sqrt()
     return results
 
 
@@ -172,13 +186,11 @@ def _attend(
     dout: Tensor | None,
     allowed: Tensor | None,
     rnd: Rounding,
-    factor: Rounding,
+    product: Product,
+    sizes: bool,
 ) -> dict[str, Tensor]:
     """Attention of `q` [g, Hq/Hk * r, D] over `k` [g, n, D] and `v` [g, n, Dv], and its gradients where
     `dout` [g, Hq/Hk * r, Dv] is given; `allowed` [r, n]."""
-
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        return factor(a) @ factor(b)
 
     caps = [modifier.cap for modifier in problem.modifiers if isinstance(modifier, Softcap)]
     s = rnd(rnd(product(q, k.mT)).mul_(problem.softmax_scale))  # [g, Hq/Hk * r, n]
@@ -193,14 +205,23 @@ def _attend(
     s -= s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
     p = s.exp_()
     p = rnd(p.div_(p.sum(-1, keepdim=True).clamp_(min=1)))  # the sum is 0, or at least exp(0)
-    found = {"out": rnd(product(p, v))} if problem.direction is not Direction.BACKWARD else {}
+    out = rnd(product(p, v))
+    found = {"out": out} if problem.direction is not Direction.BACKWARD else {}
     if dout is not None:
         found["dv"] = product(p.mT, dout)
         ds = rnd(product(dout, v.mT))  # dP
-        ds = rnd(ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p))
+        delta = (p * ds).sum(-1, keepdim=True)
+        ds = rnd(ds.sub_(delta).mul_(p))
         for cap, slope in zip(reversed(caps), reversed(slopes), strict=True):
             ds = rnd(rnd(rnd(ds.mul_(cap)).mul_(slope)).div_(cap))
         ds = rnd(ds.mul_(problem.softmax_scale))
         found["dq"] = rnd(product(ds, k))
         found["dk"] = product(ds.mT, q)
+        if sizes:
+            for slope in slopes:
+                p.mul_(slope)
+            p.square_().mul_(problem.softmax_scale**2 / problem.head_dim_v)
+            q2, k2, v2, out2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, k, v, out, dout))
+            found["dq_size"] = dout2 * (p @ (v2 * k2) + out2 * (p @ k2))
+            found["dk_size"] = v2 * (p.mT @ (dout2 * q2)) + p.mT @ (dout2 * out2 * q2)
     return found

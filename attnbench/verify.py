@@ -99,10 +99,9 @@ def _compare(
 ) -> tuple[Accuracy, str | None]:
     right, floor = oracle[name], FLOORS[problem.dtype]
     tensor = tensor.to(right)
-    norms = right.norm(dim=-1)
-    least = 0.0 if name == "out" else _typical(norms, problem)
-    difference, rows, rms = _errors(tensor, right, norms, least)
-    _, yard_rows, yard_rms = _errors(yard.to(right), right, norms, least)
+    sizes = _sizes(name, oracle)
+    difference, rows, rms = _errors(tensor, right, sizes)
+    _, yard_rows, yard_rms = _errors(yard.to(right), right, sizes)
     accuracy = Accuracy(
         row=float(rows.max()),
         rms=rms,
@@ -115,7 +114,7 @@ def _compare(
     lost = tensor.isfinite() != right.isfinite()
     if bool(lost.any()):
         return accuracy, f"{100 * float(lost.double().mean()):.2g} % of it is not finite"
-    stray = _silent(name, oracle) & (tensor != 0).any(-1)
+    stray = (sizes == 0) & (tensor != 0).any(-1)
     if bool(stray.any()):
         return accuracy, f"not zero at {_place(name, stray, oracle, problem)}, where nothing contributes"
     row_factor, rms_factor = FACTORS[name]
@@ -129,24 +128,21 @@ def _compare(
     return accuracy, None
 
 
-def _typical(norms: Tensor, problem: Problem) -> float:
-    """The size below which a gradient's row is not judged relative to itself: the median of the others."""
-    some = norms[norms > 0]
-    if len(some):
-        return float(some.median())
-    return problem.softmax_scale * math.sqrt(
-        problem.head_dim * problem.head_dim_v
-    )  # all cancel: one key each
+def _sizes(name: str, oracle: dict[str, Tensor]) -> Tensor:
+    """What a row's error is divided by: its norm; for dq and dk at least the norm it has without cancellation.
+
+    Zero where nothing contributes, so that any sound algorithm leaves exactly zero there.
+    """
+    norms = oracle[name].norm(dim=-1)
+    return torch.maximum(norms, oracle[f"{name}_size"]) if f"{name}_size" in oracle else norms
 
 
-def _errors(tensor: Tensor, right: Tensor, norms: Tensor, least: float) -> tuple[Tensor, Tensor, float]:
-    """The difference, its norm per row over the row's own or `least`, and its norm over the tensor's own."""
+def _errors(tensor: Tensor, right: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The difference, its norm per row over the row's size, and its norm over that of all sizes."""
     difference = torch.nan_to_num(tensor - right, nan=math.inf, posinf=math.inf, neginf=math.inf)
     wrong = difference.norm(dim=-1)
-    rows = torch.where(wrong > 0, wrong / norms.clamp(min=least), 0)
-    whole = float(norms.norm()) or least * math.sqrt(norms.numel())
-    total = float(wrong.norm())
-    return difference, rows, total / whole if whole else math.inf * total if total else 0.0
+    rows = torch.where(wrong > 0, wrong / sizes, 0)
+    return difference, rows, float(torch.where(wrong.norm() > 0, wrong.norm() / sizes.norm(), 0))
 
 
 def _cosine(tensor: Tensor, right: Tensor) -> float:
@@ -155,16 +151,6 @@ def _cosine(tensor: Tensor, right: Tensor) -> float:
     a, b = a / (a.abs().max() or 1), b / (b.abs().max() or 1)
     size = float(a.norm() * b.norm())
     return float(a @ b) / size if size else float(not a.any() and not b.any())
-
-
-def _silent(name: str, oracle: dict[str, Tensor]) -> Tensor:
-    """Rows to which nothing contributes, so that any sound algorithm leaves exactly zero there.
-
-    A gradient can be zero by cancellation too (dq of a query with a single key): that is not meant.
-    """
-    if name == "dq":
-        return oracle["masked"].expand(oracle[name].shape[:-1])
-    return ~oracle["out" if name == "out" else "dv"].any(-1)
 
 
 def _place(name: str, weight: Tensor, oracle: dict[str, Tensor], problem: Problem) -> str:

@@ -1,0 +1,123 @@
+"""What is computed: `Problem`, the key of every table, and the values of its axes.
+
+Letters used everywhere: B batch, Sq query tokens, Sk key/value tokens, Hq query heads, Hk key/value
+heads, D head dimension of q and k, Dv head dimension of v and of the output. Query i stands at
+position p = i + Sk - Sq among the keys, unless a mask's name says otherwise.
+"""
+
+from attnbench.problem.batches import LARGEST_BATCH, Sequences, parse_requests, requests_text
+from attnbench.problem.directions import Direction
+from attnbench.problem.dtypes import DType
+from attnbench.problem.keys import PROBLEM_KEYS, parse_words
+from attnbench.problem.layouts import LAYOUTS, Dense, Layout, Packed, Paged, parse_layout
+from attnbench.problem.masks import (
+    MASKS,
+    BlockCausal,
+    BlockSparse,
+    Causal,
+    CausalTopLeft,
+    Chunked,
+    Dilated,
+    Document,
+    Full,
+    GlobalWindow,
+    IndexMask,
+    KeyPadding,
+    LeftPadding,
+    Mask,
+    PrefixLM,
+    Product,
+    Tree,
+    Window,
+    parse_mask,
+)
+from attnbench.problem.mechanisms import (
+    MECHANISMS,
+    Additive,
+    Dot,
+    Entmax,
+    General,
+    Linear,
+    LocalGaussian,
+    Location,
+    Mechanism,
+    MultiHead,
+    Softmax,
+    Sparsemax,
+    parse_mechanism,
+)
+from attnbench.problem.modifiers import (
+    MODIFIERS,
+    Alibi,
+    Bias,
+    Modifier,
+    RelativeBias,
+    Rotary,
+    Sinks,
+    Softcap,
+    parse_modifiers,
+)
+from attnbench.problem.problem import Problem, problem_from
+from attnbench.problem.variants import Variant, suggestion
+
+__all__ = [
+    "LARGEST_BATCH",
+    "LAYOUTS",
+    "MASKS",
+    "MECHANISMS",
+    "MODIFIERS",
+    "PROBLEM_KEYS",
+    "Additive",
+    "Alibi",
+    "Bias",
+    "BlockCausal",
+    "BlockSparse",
+    "Causal",
+    "CausalTopLeft",
+    "Chunked",
+    "DType",
+    "Dense",
+    "Dilated",
+    "Direction",
+    "Document",
+    "Dot",
+    "Entmax",
+    "Full",
+    "General",
+    "GlobalWindow",
+    "IndexMask",
+    "KeyPadding",
+    "Layout",
+    "LeftPadding",
+    "Linear",
+    "LocalGaussian",
+    "Location",
+    "Mask",
+    "Mechanism",
+    "Modifier",
+    "MultiHead",
+    "Packed",
+    "Paged",
+    "PrefixLM",
+    "Problem",
+    "Product",
+    "RelativeBias",
+    "Rotary",
+    "Sequences",
+    "Sinks",
+    "Softcap",
+    "Softmax",
+    "Sparsemax",
+    "Tree",
+    "Variant",
+    "Window",
+    "parse_layout",
+    "parse_mask",
+    "parse_mechanism",
+    "parse_modifiers",
+    "parse_requests",
+    "parse_words",
+    "problem_from",
+    "requests_text",
+    "suggestion",
+]

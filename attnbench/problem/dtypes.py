@@ -1,0 +1,23 @@
+"""The element types of the tensors."""
+
+from enum import StrEnum
+
+
+class DType(StrEnum):
+    """Element type of q, k, v and the output; `tfloat32` is float32 data whose products may be TF32."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    TFLOAT32 = "tfloat32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT8_E4M3 = "float8_e4m3"
+    INT8 = "int8"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one element."""
+        return _DTYPE_BYTES[self]
+
+
+_DTYPE_BYTES = dict(zip(DType, (8, 4, 4, 2, 2, 1, 1), strict=True))

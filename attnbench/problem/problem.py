@@ -1,0 +1,219 @@
+"""`Problem`, the key of every table, and how it is made from its keys and read from its text."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from attnbench.errors import ProblemError
+from attnbench.problem.batches import LARGEST_BATCH, Sequences, parse_requests, requests_text
+from attnbench.problem.directions import Direction
+from attnbench.problem.dtypes import DType
+from attnbench.problem.keys import PROBLEM_KEYS, convert, parse_words
+from attnbench.problem.layouts import Dense, Layout, parse_layout
+from attnbench.problem.masks import Causal, CausalTopLeft, Full, Mask, parse_mask
+from attnbench.problem.mechanisms import Mechanism, Softmax, parse_mechanism
+from attnbench.problem.modifiers import Modifier, parse_modifiers
+from attnbench.problem.variants import suggestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One attention computation. Two equal problems are the same row of every table.
+
+    Raises `ProblemError` where no such problem can exist.
+    """
+
+    sequences: Sequences
+    """(Sq, Sk) of each member of the batch."""
+    heads_q: int
+    heads_kv: int
+    head_dim: int
+    """D, of q and k."""
+    head_dim_v: int
+    """Dv, of v and the output."""
+    dtype: DType
+    kv_dtype: DType
+    """Element type of k and v where they are stored in another one than q."""
+    mask: Mask = Full()  # noqa: RUF009 - it is frozen
+    modifiers: tuple[Modifier, ...] = ()
+    scale: float | None = None
+    """Factor of q k^T; None is 1 / sqrt(D)."""
+    mechanism: Mechanism = Softmax()  # noqa: RUF009 - it is frozen
+    layout: Layout = Dense()  # noqa: RUF009 - it is frozen
+    direction: Direction = Direction.FORWARD
+    dropout: float = 0.0
+    """Probability that a weight is dropped."""
+    shared_kv: bool = False
+    """v is the first Dv columns of k, stored once (absorbed MLA: DeepSeek-V2, 2024, section 2.1)."""
+
+    def __post_init__(self) -> None:
+        if not self.sequences:
+            raise ProblemError("a problem needs at least one sequence")
+        if len(self.sequences) > LARGEST_BATCH:
+            raise ProblemError(f"a batch has at most {LARGEST_BATCH:,} members, got {len(self.sequences):,}")
+        for q, s in set(self.sequences):
+            if q < 0 or s < 0:
+                raise ProblemError(f"lengths must not be negative, got {min(q, s)}")
+        for name in ("heads_q", "heads_kv", "head_dim", "head_dim_v"):
+            if getattr(self, name) < 1:
+                raise ProblemError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.heads_q % self.heads_kv:
+            raise ProblemError(
+                f"heads_q must be a multiple of heads_kv, got {self.heads_q} and {self.heads_kv}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ProblemError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
+            raise ProblemError(f"scale must be a finite number other than 0, got {self.scale}")
+        if self.shared_kv and self.head_dim_v > self.head_dim:
+            raise ProblemError(
+                f"shared k and v need head_dim_v <= head_dim, got {self.head_dim_v} > {self.head_dim}"
+            )
+        if isinstance(self.mask, CausalTopLeft) and all(q == s for q, s in self.sequences):
+            object.__setattr__(self, "mask", Causal())  # the same problem, so the same row
+        if self.scale is not None and math.isclose(self.scale, self.head_dim**-0.5, rel_tol=1e-12):
+            object.__setattr__(self, "scale", None)
+
+    @property
+    def batch(self) -> int:
+        return len(self.sequences)
+
+    @cached_property
+    def uniform(self) -> tuple[int, int] | None:
+        """(Sq, Sk) where all members of the batch have the same, else None."""
+        first = self.sequences[0]
+        return first if self.sequences.count(first) == len(self.sequences) else None
+
+    @property
+    def softmax_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def modifiers_text(self) -> str:
+        return "+".join(map(str, self.modifiers))
+
+    @cached_property
+    def text(self) -> str:
+        """The canonical text, free of commas, that `Problem.parse` takes back: the key of every table."""
+        uniform = self.uniform
+        if uniform is None:
+            parts = [f"requests={requests_text(self.sequences)}"]
+        elif uniform[0] == uniform[1]:
+            parts = [f"batch={self.batch} seqlen={uniform[0]}"]
+        else:
+            parts = [f"batch={self.batch} seqlen_q={uniform[0]} seqlen_kv={uniform[1]}"]
+        if self.heads_q == self.heads_kv:
+            parts.append(f"heads={self.heads_q}")
+        else:
+            parts.append(f"heads_q={self.heads_q} heads_kv={self.heads_kv}")
+        parts.append(f"head_dim={self.head_dim}")
+        if self.head_dim_v != self.head_dim:
+            parts.append(f"head_dim_v={self.head_dim_v}")
+        parts.append(f"dtype={self.dtype.value}")
+        if self.kv_dtype != self.dtype:
+            parts.append(f"kv_dtype={self.kv_dtype.value}")
+        parts.append(f"mask={self.mask}")
+        if self.modifiers:
+            parts.append(f"modifiers={self.modifiers_text}")
+        if self.scale is not None:
+            parts.append(f"scale={self.scale!r}")
+        if not isinstance(self.mechanism, Softmax):
+            parts.append(f"mechanism={self.mechanism}")
+        if not isinstance(self.layout, Dense):
+            parts.append(f"layout={self.layout}")
+        if self.direction is not Direction.FORWARD:
+            parts.append(f"direction={self.direction.value}")
+        if self.dropout:
+            parts.append(f"dropout={self.dropout!r}")
+        if self.shared_kv:
+            parts.append("shared_kv=true")
+        return " ".join(parts)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls, text: str) -> "Problem":
+        """The problem that `text` means: words `key=value` with the keys of a suite's `problems:`.
+
+        Raises `ProblemError`.
+        """
+        return problem_from(parse_words(text))
+
+
+def _member(kind: type[StrEnum], value: str, what: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ProblemError(f"unknown {what} `{value}`", hint=suggestion(value, [*kind])) from None
+
+
+_REQUIRED = object()
+
+
+def problem_from(values: Mapping[str, Any]) -> Problem:
+    """The problem that a value per key of `PROBLEM_KEYS` means; texts are converted, keys may be left out.
+
+    Raises `ProblemError` for an unknown or missing key, two keys that contradict each other, or a value
+    that cannot be.
+    """
+    left = {}
+    for key, value in values.items():
+        if key not in PROBLEM_KEYS:
+            raise ProblemError(f"unknown key `{key}`", hint=suggestion(key, PROBLEM_KEYS))
+        left[key] = convert(key, value)
+
+    def take(key: str, default: Any = _REQUIRED) -> Any:
+        value = left.pop(key, default)
+        if value is _REQUIRED:
+            raise ProblemError(f"a problem needs `{key}`", hint="or a `model:` that brings it")
+        return value
+
+    def pair(both: str, first: str, second: str, fallback: bool) -> tuple[int, int]:
+        if both in left and (first in left or second in left):
+            raise ProblemError(f"`{both}` sets `{first}` and `{second}`: give it or them, not both")
+        if both in left:
+            value = take(both)
+            return value, value
+        if first not in left and second not in left:
+            raise ProblemError(f"a problem needs `{both}`", hint="or a `model:` that brings it")
+        one = take(first)
+        return one, take(second, one if fallback else _REQUIRED)
+
+    if "requests" in left:
+        clash = next((k for k in ("batch", "seqlen", "seqlen_q", "seqlen_kv") if k in left), None)
+        if clash:
+            raise ProblemError(f"`requests` and `{clash}` both say how long the sequences are: give one")
+        sequences = parse_requests(take("requests"))
+    else:
+        batch = take("batch", 1)
+        if not 1 <= batch <= LARGEST_BATCH:
+            raise ProblemError(f"batch must be from 1 to {LARGEST_BATCH:,}, got {batch:,}")
+        lengths = pair("seqlen", "seqlen_q", "seqlen_kv", False)
+        for name, length in zip(("seqlen_q", "seqlen_kv"), lengths, strict=True):
+            if length < 1:
+                raise ProblemError(f"{name} must be at least 1, got {length}")
+        sequences = (lengths,) * batch
+    heads_q, heads_kv = pair("heads", "heads_q", "heads_kv", True)
+    head_dim = take("head_dim")
+    dtype = _member(DType, take("dtype", "float32"), "dtype")
+    return Problem(
+        sequences=sequences,
+        heads_q=heads_q,
+        heads_kv=heads_kv,
+        head_dim=head_dim,
+        head_dim_v=take("head_dim_v", head_dim),
+        dtype=dtype,
+        kv_dtype=_member(DType, take("kv_dtype", dtype), "dtype"),
+        mask=parse_mask(take("mask", "full")),
+        modifiers=parse_modifiers(take("modifiers", "none")),
+        scale=take("scale", None),
+        mechanism=parse_mechanism(take("mechanism", "softmax")),
+        layout=parse_layout(take("layout", "dense")),
+        direction=_member(Direction, take("direction", "forward"), "direction"),
+        dropout=take("dropout", 0.0),
+        shared_kv=take("shared_kv", False),
+    )

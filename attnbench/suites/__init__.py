@@ -1,0 +1,35 @@
+"""YAML -> `Suite`. The only package that knows YAML; one table of keys makes loader, JSON Schema and docs."""
+
+from attnbench.suites.files import find, shipped
+from attnbench.suites.keys import (
+    BLOCK_KEYS,
+    MEASURE_KEYS,
+    SUITE_KEYS,
+    VERIFY_KEYS,
+    Key,
+    keys_markdown,
+    schema,
+)
+from attnbench.suites.loader import LARGEST, load, parse, suite_of_problem
+from attnbench.suites.suite import PRESETS, Measure, Preset, Suite, Verify
+
+__all__ = [
+    "BLOCK_KEYS",
+    "LARGEST",
+    "MEASURE_KEYS",
+    "PRESETS",
+    "SUITE_KEYS",
+    "VERIFY_KEYS",
+    "Key",
+    "Measure",
+    "Preset",
+    "Suite",
+    "Verify",
+    "find",
+    "keys_markdown",
+    "load",
+    "parse",
+    "schema",
+    "shipped",
+    "suite_of_problem",
+]

@@ -1,0 +1,118 @@
+"""YAML -> `Suite`: the blocks united, the overrides of the command line put in."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from yaml.nodes import MappingNode, Node
+
+from attnbench.errors import ProblemError, SuiteError
+from attnbench.models import expand
+from attnbench.problem import Problem, parse_words, problem_from, suggestion
+from attnbench.suites.files import read
+from attnbench.suites.keys import BLOCK_KEYS, MEASURE_KEYS, SUITE_KEYS, VERIFY_KEYS
+from attnbench.suites.nodes import (
+    EXPONENT,
+    compose,
+    error_at,
+    fields_of,
+    items,
+    members_of,
+    word_node,
+    yaml_exponent,
+)
+from attnbench.suites.suite import Measure, Suite, Verify
+
+LARGEST = 1_000_000
+"""Combinations of values in one suite at the most; they are counted before any is made."""
+
+
+def _problems(node: Node) -> tuple[Problem, ...]:
+    blocks = [(block, members_of(block, "a block of `problems`", BLOCK_KEYS)) for block in items(node)]
+    count = sum(math.prod(len(items(n)) for n in members.values()) for _, members in blocks)
+    if count > LARGEST:
+        raise error_at(node, f"{count:,} combinations of values, more than {LARGEST:,}", "split the suite")
+    found: dict[Problem, None] = {}
+    for block, members in blocks:
+        lists = fields_of(members, BLOCK_KEYS)
+        for combination in product(*lists.values()):
+            values = dict(zip(lists, combination, strict=True))
+            try:
+                found[problem_from(expand(values))] = None
+            except ProblemError as error:
+                places = {n: items(node)[lists[n].index(values[n])] for n, node in members.items()}
+                raise error_at(_culprit(block, places, error.message), error.message, error.hint) from None
+    return tuple(found)
+
+
+def _culprit(block: Node, places: Mapping[str, Node], message: str) -> Node:
+    """The value that a message speaks of, by its key or by a word of its own; else the block."""
+    for word in re.findall(r"[a-z][\w-]*", message):
+        for name, node in places.items():
+            if word == name or word.startswith(f"{name}_") or word in re.findall(r"[a-z][\w-]*", node.value):
+                return node
+    return block
+
+
+def _override(root: Node, text: str) -> None:
+    """Puts the value of a `--set key=value` into the place of the file's own."""
+    path, equals, value = text.partition("=")
+    name = f"--set {text}"
+    if not equals or not path:
+        raise SuiteError(f"{name}: no key=value", hint="write for example measure.preset=quick")
+    new = compose(value, name) if value.startswith(("[", '"', "'")) else word_node(value, name)
+    section, dot, key = path.partition(".")
+    targets: list[Node] = [root]
+    if dot:
+        sections = [n for n, k in SUITE_KEYS.items() if k.keys]
+        if section not in sections:
+            raise SuiteError(f"{name}: unknown key `{path}`", hint=suggestion(section, sections))
+        found = [v for k, v in root.value if k.value == section] if isinstance(root, MappingNode) else []
+        if not found and isinstance(root, MappingNode):
+            begin = word_node(section, name)
+            found = [MappingNode("", [], begin.start_mark, begin.end_mark)]
+            root.value.append((begin, found[0]))
+        targets = items(found[0]) if found else []
+    for target in targets:
+        if isinstance(target, MappingNode):
+            kept = [(k, v) for k, v in target.value if k.value != (key or path)]
+            target.value[:] = [*kept, (word_node(key or path, name), new)]
+
+
+def parse(text: str, path: str, overrides: Sequence[str] = ()) -> Suite:
+    """The suite in `text`, where messages say `path`; `overrides` are texts of `--set`. Raises `SuiteError`."""
+    root = compose(text, path)
+    if root is None:
+        raise SuiteError(f"{path}:1: there is no suite in it", hint="a suite begins with `question:`")
+    for override in overrides:
+        _override(root, override)
+    members = members_of(root, "a suite", SUITE_KEYS)
+    records: dict[str, Any] = {
+        name: kind(**fields_of(members_of(members[name], f"`{name}`", keys), keys))
+        for name, kind, keys in (("measure", Measure, MEASURE_KEYS), ("verify", Verify, VERIFY_KEYS))
+        if name in members
+    }
+    records |= fields_of(members, SUITE_KEYS) | {"problems": _problems(members["problems"])}
+    return Suite(name=Path(path).stem.lstrip("-"), text=text, path=path, **records)
+
+
+def suite_of_problem(text: str, overrides: Sequence[str] = ()) -> Suite:
+    """The suite `problem` of one problem: words `key=value` with the keys of a block. Raises `UserError`.
+
+    Its text is a suite too, which `parse` takes back.
+    """
+    lines = ["question: How do the implementations compare on this problem?", "problems:"]
+    for name, value in parse_words(text).items():
+        plain = name in BLOCK_KEYS and BLOCK_KEYS[name].kind != "text" and re.fullmatch(r"[-+.\w]+", value)
+        word = EXPONENT.sub(yaml_exponent, value) if plain else json.dumps(value)  # 1e-05 is text in YAML
+        lines.append(f"  {json.dumps(name)}: {word}")
+    return parse("\n".join([*lines, ""]), "--problem", overrides)
+
+
+def load(name_or_path: str, overrides: Sequence[str] = (), text: str | None = None) -> Suite:
+    """The suite of a file, or a shipped one by its name; `text` stands in for the file. Raises `SuiteError`."""
+    return parse(read(name_or_path) if text is None else text, name_or_path, overrides)

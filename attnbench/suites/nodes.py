@@ -1,0 +1,167 @@
+"""YAML -> nodes, which know their lines -> the values behind the keys."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from attnbench.errors import SuiteError, UserError
+from attnbench.problem import suggestion
+from attnbench.suites.keys import KINDS, Key
+from attnbench.units import parse_bytes, parse_seconds
+
+
+def compose(text: str, name: str) -> Node | None:
+    """Nodes, which know their lines. They are walked no deeper than a suite goes, so no alias can explode."""
+    try:
+        loader = yaml.SafeLoader(text)
+        loader.name = name
+        return loader.get_single_node()
+    except RecursionError:
+        raise SuiteError(f"{name}: nested too deeply") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SuiteError(f"{name}:{line}: not text: it holds the character {error.character:#x}") from None
+    except yaml.MarkedYAMLError as error:
+        what, hint = error.problem or "this is not YAML", None
+        if r"'\t'" in what:
+            what, hint = "a tab where YAML wants spaces", "indent with spaces"
+        elif error.context == "while scanning an alias" or "undefined alias" in what:
+            what, hint = "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'
+        elif "another document" in what:
+            what, hint = "there is a second document", "write one suite a file, without `---`"
+        raise SuiteError(f"{_place(error.problem_mark)}: {what}", hint=hint) from None
+
+
+def _place(mark: Any) -> str:
+    return str(mark.name) if mark.name.startswith("--") else f"{mark.name}:{mark.line + 1}"
+
+
+def error_at(node: Node, message: str, hint: str | None = None) -> SuiteError:
+    """The error that begins with the file and line of a node."""
+    return SuiteError(f"{_place(node.start_mark)}: {' '.join(message.split())}", hint=hint)
+
+
+_INTEGER = re.compile(r"[-+]?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{0,30})?([eE][-+]\d{1,3})?")
+EXPONENT = re.compile(r"([-+]?\d+)(?:\.(\d*))?[eE]([-+]?)(\d{1,3})")
+_READINGS = {
+    "int": "a number",
+    "float": "a number",
+    "bool": "a boolean",
+    "null": "nothing",
+    "timestamp": "a date",
+}
+
+
+def yaml_exponent(match: re.Match[str]) -> str:
+    """A match of `EXPONENT` as YAML wants it: `1e-05` -> `1.0e-05`."""
+    whole, digits, sign, power = match.groups()
+    return f"{whole}.{digits or 0}e{sign or '+'}{power}"
+
+
+def _got(node: Node) -> str:
+    if not isinstance(node, ScalarNode):
+        return (
+            "keys with values"
+            if isinstance(node, MappingNode)
+            else "a list" + " that contains itself" * (node in node.value)
+        )
+    text = " ".join(node.value.split())[:60]
+    if node.style is not None:
+        return f"the text {text!r}"
+    reading = _READINGS.get(node.tag.rpartition(":")[2], "text")
+    sixty = " in base 60" if reading == "a number" and ":" in text else ""
+    return f"`{text}`, which YAML reads as {reading}{sixty}" if text else "nothing"
+
+
+def _wrong(name: str, key: Key, node: Node) -> SuiteError:
+    noun, text = KINDS[key.kind][0], str(node.value) if isinstance(node, ScalarNode) else ""
+    exponent = EXPONENT.fullmatch(text)
+    hint = {"text": f'write "{text}"', "boolean": "write true or false"}.get(
+        key.kind, "write decimal digits, without quotes"
+    )
+    if key.kind == "integer" and (exponent or _NUMBER.fullmatch(text)) and float(text) % 1 == 0:
+        hint = f"write {float(text):.0f}"
+    elif exponent and key.kind == "number":
+        hint = f"write {yaml_exponent(exponent)}"
+    got = _got(node).removesuffix(f", which YAML reads as {noun}")
+    return error_at(node, f"`{name}` must be {noun}, got {got}", hint if text.strip() else None)
+
+
+def scalar(name: str, key: Key, node: Node) -> Any:
+    """The value of one node behind the key `name`, in the unit of its field."""
+    if not isinstance(node, ScalarNode):
+        raise _wrong(name, key, node)
+    tag, text = node.tag.rpartition(":")[2], node.value
+    value: Any = None
+    number = tag in ("int", "float") and _NUMBER.fullmatch(text)
+    if key.kind == "integer" and tag == "int" and _INTEGER.fullmatch(text):
+        value = int(text)
+    elif key.kind == "number" and number and math.isfinite(float(text)):
+        value = float(text) * key.unit
+    elif key.kind == "boolean" and tag == "bool" and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
+    elif key.kind == "text" and tag not in _READINGS and text.strip():
+        value = text
+    elif key.kind in ("duration", "memory") and (number or (tag == "str" and len(text) < 40)):
+        try:
+            value = parse_seconds(text) if key.kind == "duration" else parse_bytes(text)
+        except UserError as error:
+            raise error_at(node, f"`{name}`: {error.message}", error.hint) from None
+    if value is None:
+        raise _wrong(name, key, node)
+    if key.choices and not (re.search(key.pattern, value) if key.pattern else value in key.choices):
+        hint = f"one of: {', '.join(key.choices)}" if key.pattern else suggestion(value, key.choices)
+        raise error_at(node, f"unknown {name} `{value}`", hint)
+    if key.least is not None and value < key.least * key.unit:
+        raise error_at(node, f"`{name}` must be at least {key.least:g}, got {text}")
+    return value
+
+
+def items(node: Node) -> list[Node]:
+    """The members of a list; a single value stands for a list of one."""
+    return node.value if isinstance(node, SequenceNode) else [node]
+
+
+def members_of(node: Node, what: str, keys: Mapping[str, Key]) -> dict[str, Node]:
+    """The node behind each key of a mapping, whose keys are known and unique and none is missing."""
+    if not isinstance(node, MappingNode):
+        raise error_at(node, f"{what} must be keys with values, got {_got(node)}")
+    members: dict[str, Node] = {}
+    for name, value in node.value:
+        if not isinstance(name, ScalarNode):
+            raise error_at(name, f"a key must be a word, got {_got(name)}")
+        if name.value not in keys:
+            raise error_at(name, f"unknown key `{name.value}` in {what}", suggestion(name.value, keys))
+        if name.value in members:
+            raise error_at(name, f"`{name.value}` is given twice")
+        if isinstance(value, SequenceNode) and not value.value:
+            raise error_at(value, f"`{name.value}` is an empty list", "give a value, or leave the key out")
+        members[name.value] = value
+    for name, key in keys.items():
+        if key.default == "required" and name not in members:
+            raise error_at(node, f"{what} needs `{name}`", f"`{name}:` holds {key.meaning}")
+    return members
+
+
+def fields_of(members: Mapping[str, Node], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """The value behind each key that is there; a tuple where the key takes a list."""
+    fields: dict[str, Any] = {}
+    for name, node in members.items():
+        key = keys[name]
+        if key.many and not key.keys:
+            fields[key.field or name] = tuple(scalar(name, key, item) for item in items(node))
+        elif not key.keys:
+            fields[key.field or name] = scalar(name, key, node)
+    return fields
+
+
+def word_node(text: str, name: str) -> ScalarNode:
+    """The node that YAML makes of a plain word, placed in `name`."""
+    mark = yaml.Mark(name, 0, 0, 0, None, 0)
+    tag = yaml.SafeLoader("").resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    return ScalarNode(tag, text, mark, mark)

@@ -1,0 +1,550 @@
+"""Tables that a person reads."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import pytest
+from rich.cells import cell_len
+
+from attnbench import tables
+from attnbench.errors import UserError
+from attnbench.problem import Problem
+from attnbench.records import Cell, Memory, Result, Status, Timing
+
+UGLY = (
+    "a|b",
+    "<script>alert(1)</script>",
+    "**bold**",
+    "_x_",
+    "`code`",
+    "[link](http://x)",
+    "核心-注意力",
+    "back\\slash",
+    "$a$~~b~~",
+    "&amp;",
+    "esc\x1b[31m",
+    "a" * 70,
+)
+
+
+def problem(seqlen: int = 512, rest: str = "heads=8 head_dim=64") -> str:
+    return Problem.parse(f"seqlen={seqlen} {rest}").text
+
+
+def ok(
+    seconds: float,
+    text: str = "",
+    implementation: str = "a",
+    *,
+    half: float | None = 0.01,
+    workspace: int | None = 2**20,
+    **cell: str | int,
+) -> Result:
+    """A result whose interval is `half` of its median wide to each side."""
+    low, high = (None, None) if half is None else (seconds * (1 - half), seconds * (1 + half))
+    return Result(
+        cell=_cell(text, implementation, **cell),
+        status=Status.OK,
+        timing=Timing(
+            median_s=seconds,
+            ci95_low_s=low,
+            ci95_high_s=high,
+            p20_s=seconds,
+            p80_s=seconds,
+            min_s=seconds,
+            mad_s=0.0,
+            n=100,
+            n_flagged=0,
+            rounds=8,
+            launches=1,
+            inner=1,
+            stop_reason="interval within 1%",
+            setup_s=0.0,
+            first_call_s=0.0,
+        ),
+        memory=None
+        if workspace is None
+        else Memory(input_bytes=3 * 2**20, output_bytes=2**20, workspace_bytes=workspace, method="rss"),
+    )
+
+
+def bad(
+    text: str = "",
+    implementation: str = "b",
+    status: Status = Status.UNSUPPORTED,
+    reason: str = "no grouped heads",
+    **cell: str | int,
+) -> Result:
+    return Result(cell=_cell(text, implementation, **cell), status=status, reason=reason)
+
+
+def _cell(text: str, implementation: str, device: str = "cpu", threads: int = 2) -> Cell:
+    return Cell(problem=text or problem(), implementation=implementation, device=device, threads=threads)
+
+
+def grid_of(table: tables.Table, part: int = 0) -> dict[tuple[str, str], str]:
+    """(row, column) -> the entry with its mark, labels joined by spaces."""
+    grid = table.grids[part]
+    return {
+        (" ".join(row), " ".join(column)): f"{e.mark}{e.value}{e.detail}"
+        for (row, column), e in grid.entries.items()
+    }
+
+
+def sweep(lengths: int, implementations: int) -> list[Result]:
+    return [
+        ok(1e-3 * n * (k + 1), problem(64 * n), f"kernel-{k}")
+        for n in range(1, lengths + 1)
+        for k in range(implementations)
+    ]
+
+
+# ---------------------------------------------------------------- what stands where
+
+
+def test_problems_go_down_and_implementations_across() -> None:
+    rows = [ok(0.010, problem(512), "a"), ok(0.020, problem(512), "b"), ok(0.040, problem(1024), "a")]
+    table = tables.timing(rows)
+    assert grid_of(table) == {
+        ("512", "a"): "*10.0 ±1.0%",
+        ("512", "b"): "20.0 ±1.0%",
+        ("1024", "a"): "*40.0 ±1.0%",
+    }
+    assert table.grids[0].row_axes == ("seqlen",)
+    assert table.unit == "ms"
+
+
+def test_what_all_cells_share_is_said_once() -> None:
+    rows = [
+        ok(0.01, problem(n, f"heads_q=8 heads_kv=2 head_dim=64 mask={m}"))
+        for n in (64, 128)
+        for m in ("full", "causal")
+    ]
+    table = tables.timing(rows)
+    assert table.grids[0].row_axes == ("seqlen", "mask")
+    for said in ("cpu", "threads 2", "warm cache", "heads 8/2", "head_dim 64", "float32", "forward"):
+        assert said in table.common
+        assert tables.text(table, width=300).count(said) == 1
+
+
+def test_only_axes_that_differ_become_columns_in_plan_order() -> None:
+    texts = [
+        problem(2048, "heads=8 head_dim=128"),
+        problem(512, "heads=8 head_dim=64"),
+        problem(512, "heads=4 head_dim=64"),
+    ]
+    grid = tables.timing([ok(0.01, text) for text in texts]).grids[0]
+    assert grid.row_axes == ("heads", "head_dim", "seqlen")
+    assert grid.rows == (("8", "128", "2048"), ("8", "64", "512"), ("4", "64", "512"))
+
+
+def test_every_axis_of_a_problem_can_tell_two_rows_apart() -> None:
+    plain = "heads=8 head_dim=64"
+    others = [
+        "heads=8 head_dim=64 batch=2",
+        "heads_q=8 heads_kv=4 head_dim=64",
+        "heads=8 head_dim=64 head_dim_v=32",
+        "heads=8 head_dim=64 dtype=float16",
+        "heads=8 head_dim=64 kv_dtype=int8",
+        "heads=8 head_dim=64 mask=causal",
+        "heads=8 head_dim=64 modifiers=softcap:cap=50",
+        "heads=8 head_dim=64 scale=0.5",
+        "heads=8 head_dim=64 mechanism=linear",
+        "heads=8 head_dim=64 layout=packed",
+        "heads=8 head_dim=64 direction=backward",
+        "heads=8 head_dim=64 dropout=0.1",
+        "heads=8 head_dim=64 shared_kv=true",
+    ]
+    for other in others:
+        grid = tables.timing([ok(0.01, problem(512, plain)), ok(0.02, problem(512, other))]).grids[0]
+        assert len(grid.rows) == 2, other
+    ragged = Problem.parse("requests=2q512_3q1s1k heads=8 head_dim=64").text
+    assert tables.timing([ok(0.01), ok(0.02, ragged)]).grids[0].rows[1][-1] == "2q512_3q1s1024"
+
+
+def test_devices_and_threads_are_rows_where_they_differ() -> None:
+    rows = [
+        ok(0.01, device="cpu", threads=2),
+        ok(0.02, device="cpu", threads=4),
+        ok(0.03, device="cuda:0", threads=4),
+    ]
+    grid = tables.timing(rows).grids[0]
+    assert grid.row_axes == ("device", "threads")
+    assert len(grid.entries) == 3
+
+
+def test_the_baseline_stands_first() -> None:
+    rows = [ok(0.01, implementation=name) for name in "abc"]
+    assert [c[0] for c in tables.timing(rows, baseline="c").grids[0].columns] == ["c", "a", "b"]
+
+
+def test_rows_that_arrive_out_of_order_are_gathered_by_problem() -> None:
+    rows = [ok(0.01, problem(64), "a"), ok(0.01, problem(128), "a"), ok(0.01, problem(64), "b")]
+    assert tables.timing(rows).grids[0].rows == (("64",), ("128",))
+
+
+# ---------------------------------------------------------------- the fastest right one
+
+
+def test_the_fastest_is_marked_and_so_is_what_cannot_be_told_from_it() -> None:
+    rows = [ok(0.0100, implementation="a"), ok(0.0101, implementation="b"), ok(0.0110, implementation="c")]
+    marks = {column: text[0] for (_, column), text in grid_of(tables.timing(rows)).items()}
+    assert marks == {"a": "*", "b": "≈", "c": "1"}
+
+
+def test_without_intervals_nothing_ties() -> None:
+    rows = [ok(0.0100, implementation="a", half=None), ok(0.0101, implementation="b")]
+    table = tables.timing(rows)
+    assert set(grid_of(table).values()) == {"*10.0", "10.1 ±1.0%"}
+    assert any("too few blocks" in line for line in table.legend)
+
+
+def test_a_wrong_answer_is_never_the_fastest() -> None:
+    rows = [
+        bad(implementation="b", status=Status.WRONG, reason="row error 0.3"),
+        ok(0.01, implementation="a"),
+    ]
+    assert grid_of(tables.timing(rows)) == {("512", "b"): "wrong [1]", ("512", "a"): "*10.0 ±1.0%"}
+
+
+def test_a_single_implementation_has_won_nothing() -> None:
+    table = tables.timing([ok(0.01), ok(0.02, problem(1024))])
+    assert not any(entry.mark for entry in table.grids[0].entries.values())
+    assert table.legend == ()
+
+
+def test_each_row_gets_a_unit_that_fits_it() -> None:
+    rows = [
+        ok(2e-6, problem(64), "a"),
+        ok(5e-6, problem(64), "b"),
+        ok(2.0, problem(4096), "a"),
+        ok(3.0, problem(4096), "b"),
+    ]
+    table = tables.timing(rows)
+    assert table.unit == ""
+    assert dict(table.grids[0].units) == {("64",): "us", ("4096",): "s"}
+    assert grid_of(table)["64", "a"] == "*2.00 ±1.0%"
+    assert re.search(r"seqlen +unit +a +b\n", tables.text(table))
+    assert "| seqlen | unit | a | b |" in tables.markdown(table)
+
+
+# ---------------------------------------------------------------- reasons
+
+
+def test_reasons_stand_in_place_of_numbers_and_are_given_once_below() -> None:
+    rows = [
+        ok(0.01, problem(64), "a"),
+        bad(problem(64), "b"),
+        bad(problem(64), "c", Status.CRASHED, "SIGSEGV\nin its first calls"),
+        ok(0.01, problem(128), "a"),
+        bad(problem(128), "b"),
+        ok(0.02, problem(128), "c"),
+        ok(0.02, problem(256), "b"),
+    ]
+    table = tables.timing(rows)
+    assert table.notes == ("unsupported: no grouped heads", "crashed: SIGSEGV in its first calls")
+    assert grid_of(table)["64", "b"] == grid_of(table)["128", "b"] == "unsupported [1]"
+    assert "[2] crashed: SIGSEGV in its first calls" in tables.text(table)
+    assert "- [2] crashed: SIGSEGV in its first calls" in tables.markdown(table)
+
+
+def test_an_implementation_that_can_nothing_here_is_a_line_and_no_column() -> None:
+    rows = [
+        row
+        for n in (64, 128)
+        for row in (ok(0.01, problem(n)), bad(problem(n), "b", Status.UNAVAILABLE, "not installed"))
+    ]
+    table = tables.timing(rows)
+    assert table.absent == ("b: unavailable: not installed",)
+    assert table.grids[0].columns == (("a",),)
+    assert "b: unavailable: not installed" in tables.text(table)
+    assert "b: unavailable: not installed" in tables.markdown(table)
+
+
+def test_a_wrong_answer_everywhere_keeps_its_column() -> None:
+    table = tables.timing([ok(0.01), bad(status=Status.WRONG, reason="row error 0.3")])
+    assert table.absent == ()
+    assert ("b",) in table.grids[0].columns
+
+
+def test_a_run_in_which_all_failed_is_a_table_of_reasons() -> None:
+    rows = [bad(problem(n), name, Status.FAILED, f"boom {n}") for n in (64, 128) for name in "ab"]
+    for table in (tables.timing(rows), tables.memory(rows)):
+        assert len(table.grids[0].entries) == 4
+        assert len(table.notes) == 2
+        assert tables.text(table).count("failed [") == 4
+        assert tables.markdown(table).count("failed [") == 4
+
+
+def test_no_results_are_no_table() -> None:
+    for table in (tables.timing([]), tables.memory([])):
+        assert "no cells" in tables.text(table)
+        assert "No cells" in tables.markdown(table)
+    assert tables.summary([]) == "0 cells"
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_memory_stands_beside_the_bytes_of_inputs_and_outputs() -> None:
+    small, large = problem(64), problem(128)
+    rows = [
+        ok(0.01, small, "a", workspace=0),
+        ok(0.01, small, "b", workspace=2**20),
+        ok(0.01, large, "a", workspace=3 * 2**20),
+        ok(0.01, large, "b", workspace=None),
+    ]
+    table = tables.memory(rows)
+    assert "in+out 4.00 MiB" in table.common
+    assert grid_of(table)["64", "a"] == "*0"
+    assert grid_of(table)["128", "b"] == "not measured"
+    other = Memory(input_bytes=2**30, output_bytes=0, workspace_bytes=5, method="rss")
+    rows[2:] = [
+        Result(cell=rows[2].cell, status=Status.OK, timing=rows[2].timing, memory=other),
+        bad(large, "b"),
+    ]
+    grid = tables.memory(rows).grids[0]
+    assert grid.row_axes == ("seqlen", "in+out")
+    assert grid.rows == (("64", "4.00 MiB"), ("128", "1.00 GiB"))
+
+
+def test_the_bytes_of_inputs_never_split_a_table() -> None:
+    rows = [
+        ok(0.01, problem(n, f"heads={h} head_dim=64"), name)
+        for n in (64, 128)
+        for h in (2, 4)
+        for name in "ab"
+    ]
+    rows = [
+        Result(
+            cell=r.cell,
+            status=r.status,
+            timing=r.timing,
+            memory=Memory(input_bytes=place, output_bytes=0, workspace_bytes=1, method="rss"),
+        )
+        for place, r in enumerate(rows)
+    ]
+    for by in (None, ("seqlen", "implementation"), ("implementation", "problem"), ("seqlen", "heads")):
+        assert sum(len(grid.entries) for grid in tables.memory(rows, by=by).grids) == len(rows)
+        assert len(tables.memory(rows, by=by).grids) == len(tables.timing(rows, by=by).grids)
+
+
+# ---------------------------------------------------------------- --by
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("seqlen", "give two"),
+        ("seqlen,seqlen", "give two"),
+        ("a,b,c", "one of"),
+        ("", "one of"),
+        ("seqlne,mask", "seqlen"),
+    ],
+)
+def test_axes_that_cannot_be_are_refused_with_a_hint(text: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        tables.axes(text)
+    assert hint in str(caught.value.hint)
+
+
+def test_axes_are_read_from_the_command_line() -> None:
+    assert tables.axes(None) is None
+    assert tables.axes("seqlen, implementation") == ("seqlen", "implementation")
+
+
+def cross() -> list[Result]:
+    return [
+        ok(1e-3 * n, problem(n, f"heads_q={h} heads_kv=2 head_dim=64 mask={m}"), name)
+        for n in (1024, 256, 512)
+        for h in (2, 8)
+        for m in ("full", "causal")
+        for name in "ab"
+    ]
+
+
+@pytest.mark.parametrize("rows", tables.AXES)
+@pytest.mark.parametrize(
+    "columns", ["implementation", "seqlen", "problem", "seqlen_q", "heads_q", "mask", "device"]
+)
+def test_no_two_cells_ever_share_a_place(rows: str, columns: str) -> None:
+    results = cross()
+    if rows == columns:
+        return
+    table = tables.timing(results, by=(rows, columns))
+    assert sum(len(grid.entries) for grid in table.grids) == len(results)
+    assert len({grid.caption for grid in table.grids}) == len(table.grids)
+
+
+def test_what_remains_splits_a_table_into_parts_with_captions() -> None:
+    table = tables.timing(cross(), by=("seqlen", "implementation"))
+    assert [grid.caption for grid in table.grids] == [
+        f"heads {h}, {m} mask" for h in ("2", "8/2") for m in ("full", "causal")
+    ]
+    assert table.grids[0].rows == (("256",), ("512",), ("1024",))  # by number, not in plan order
+
+
+def test_an_axis_that_follows_from_another_joins_it() -> None:
+    rows = [ok(1e-3, problem(n, f"heads={n // 64} head_dim=64"), name) for n in (128, 256) for name in "ab"]
+    grid = tables.timing(rows, by=("seqlen", "implementation")).grids[0]
+    assert (grid.row_axes, grid.rows) == (("seqlen", "heads"), (("128", "2"), ("256", "4")))
+
+
+def test_implementations_down_compare_within_a_column() -> None:
+    rows = [
+        ok(1e-6, problem(64), "a"),
+        ok(2e-6, problem(64), "b"),
+        ok(4.0, problem(4096), "a"),
+        ok(3.0, problem(4096), "b"),
+    ]
+    table = tables.timing(rows, by=("implementation", "seqlen"))
+    assert grid_of(table) == {
+        ("a", "64"): "*1.00 ±1.0%",
+        ("b", "64"): "2.00 ±1.0%",
+        ("a", "4096"): "4.00 ±1.0%",
+        ("b", "4096"): "*3.00 ±1.0%",
+    }
+    assert dict(table.grids[0].units) == {("64",): "us", ("4096",): "s"}
+    assert "| implementation | seqlen 64, us | seqlen 4096, s |" in tables.markdown(table)
+
+
+# ---------------------------------------------------------------- rendering
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a Markdown row, split at bars that are not escaped."""
+    return re.split(r"(?<!\\)\|", line)[1:-1]
+
+
+def table_rows(text: str) -> Iterator[str]:
+    return (line for line in text.splitlines() if line.startswith("|"))
+
+
+def ugly() -> list[Result]:
+    return [
+        ok(0.01 * (place + 1), problem(n), name)
+        if place % 2
+        else bad(problem(n), name, Status.FAILED, f"{name}\n| x\r\n# y {n}")
+        for n in (64, 128)
+        for place, name in enumerate(UGLY)
+    ]
+
+
+@pytest.mark.parametrize("make", [tables.timing, tables.memory])
+@pytest.mark.parametrize("by", [None, ("implementation", "seqlen")])
+def test_ugly_names_break_no_markdown(make: "type[tables.timing]", by: tuple[str, str] | None) -> None:
+    text = tables.markdown(make(ugly(), by=by))
+    widths = {len(cells_of(line)) for line in table_rows(text)}
+    assert len(widths) == 1
+    found: list[str] = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            found.append(tag)
+
+    Parser().feed(text)
+    assert found == []
+    for wanted in (
+        r"a\|b",
+        "&lt;script&gt;",
+        r"\*\*bold\*\*",
+        r"\_x\_",
+        r"\`code\`",
+        r"\[link\]",
+        "核心-注意力",
+        "&amp;amp;",
+    ):
+        assert wanted in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", [20, 80, 100, 160])
+def test_ugly_names_break_no_text(width: int) -> None:
+    for make in (tables.timing, tables.memory):
+        text = tables.text(make(ugly()), width=width)
+        assert "\x1b" not in text
+        assert all(line.isprintable() for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+@pytest.mark.parametrize(("lengths", "implementations"), [(1, 1), (1, 30), (3, 12), (12, 12)])
+def test_text_keeps_to_the_width_of_the_terminal(width: int, lengths: int, implementations: int) -> None:
+    rows = sweep(lengths, implementations)
+    text = tables.text(tables.timing(rows), width=width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert text.count("±1.0%") == len(rows)
+    for place in range(implementations):
+        assert f"kernel-{place}" in text
+
+
+def test_a_wide_and_short_table_is_put_on_its_side() -> None:
+    text = tables.text(tables.timing(sweep(2, 12)), width=80)
+    lines = [line for line in text.splitlines() if "kernel-" in line]
+    assert len(lines) == 12
+    assert all(line.count("±") == 2 for line in lines)
+
+
+def test_columns_of_text_line_up_with_wide_characters_too() -> None:
+    rows = [ok(0.01, problem(n), name) for n in (64, 1024) for name in ("b", "核心-注意力-核心-注意力")]
+    heading, rule, *body = tables.text(tables.timing(rows)).splitlines()[3:7]
+    assert len({*map(cell_len, (heading, rule, *body))}) == 1
+    assert len(heading) < cell_len(heading)
+
+
+def test_a_large_table_is_a_line_a_cell_on_a_terminal_and_whole_in_the_file() -> None:
+    rows = [*sweep(100, 3), bad(problem(64), "kernel-3", Status.CRASHED, "SIGSEGV")]
+    table = tables.timing(rows)
+    lines = [line for line in tables.text(table).splitlines() if "kernel-" in line]
+    assert len(lines) == 301
+    assert re.fullmatch(r" +64 +kernel-0 +\*1\.00 ms ±1\.0%", lines[0])
+    assert lines[3].endswith("crashed: SIGSEGV")
+    assert len([*table_rows(tables.markdown(table))]) == 102
+
+
+def test_many_reasons_are_cut_on_a_terminal_only() -> None:
+    rows = [ok(0.01), *(bad(problem(64 * n), "b", Status.FAILED, f"boom {n}") for n in range(1, 31))]
+    table = tables.timing(rows)
+    assert "and 10 more reasons" in tables.text(table)
+    assert "- [30] failed: boom 30" in tables.markdown(table)
+
+
+def test_colour_adds_nothing_but_colour() -> None:
+    for rows in (ugly(), sweep(100, 3)):
+        table = tables.timing(rows)
+        colored = tables.text(table, color=True)
+        assert "\x1b[1;32m" in colored
+        assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == tables.text(table)
+
+
+def test_the_fastest_is_bold_in_markdown() -> None:
+    rows = [ok(0.0100, implementation="a"), ok(0.0200, implementation="b")]
+    assert "| 512 | **10.0** ±1.0% | 20.0 ±1.0% |" in tables.markdown(tables.timing(rows))
+
+
+# ---------------------------------------------------------------- summary
+
+
+def test_the_summary_counts_and_puts_wrong_answers_first() -> None:
+    rows = [
+        ok(0.01),
+        bad(problem(64), "slow", Status.TIMED_OUT, "no answer within 60 s"),
+        bad(problem(64), "b"),
+        bad(problem(64), "c", Status.WRONG, "row error 0.3\nat batch 0"),
+        bad(problem(128), "c", Status.WRONG, "row error 0.3\nat batch 0"),
+        *(bad(problem(256), name, Status.NOT_RUN, "interrupted") for name in "ab"),
+    ]
+    lines = tables.summary(rows).splitlines()
+    assert lines[0] == "7 cells: 1 ok, 2 wrong, 1 unsupported, 1 timed out, 2 not run"
+    assert lines[1] == "  wrong: c: row error 0.3 at batch 0"
+    assert lines[2].startswith("    2 cells, first batch=1 seqlen=64 ")
+    assert lines[3] == "  timed out: slow: no answer within 60 s"
+    assert lines[5] == "  not run: interrupted"
+    assert "no grouped heads" not in "\n".join(lines)
+
+
+def test_a_summary_of_many_findings_is_cut_and_says_so() -> None:
+    rows = [bad(problem(64), f"k{n}", Status.FAILED, "x" * 500) for n in range(30)]
+    text = tables.summary(rows)
+    assert text.endswith("and 18 more: see the column `reason` of results.csv")
+    assert max(map(len, text.splitlines())) < 230
