@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -139,6 +140,7 @@ class _Server:
         self.control = Channel(control)
         self.alive: set[int] = set()
         self.kill_at: dict[int, float] = {}
+        self.scratch = ""
 
     def serve(self) -> None:
         read, write = os.pipe()
@@ -148,10 +150,11 @@ class _Server:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(self._end_all()))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         control = self.control.sock
+        sources: list[Any] = [control, read]
         while True:
             wait = min(self.kill_at.values(), default=None)
-            ready: list[Any] = select.select(
-                [control, read], [], [], None if wait is None else max(0.0, wait - time.monotonic())
+            ready = select.select(
+                sources, [], [], None if wait is None else max(0.0, wait - time.monotonic())
             )[0]
             if read in ready:
                 os.read(read, 4096)
@@ -172,6 +175,9 @@ class _Server:
         self._end_all()
 
     def _obey(self, message: Message, fds: list[int]) -> None:
+        if "scratch" in message:
+            self.scratch = message["scratch"]
+            return
         if "end" in message:
             pid = message["end"]
             if pid in self.alive:
@@ -236,18 +242,22 @@ class _Server:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             time.sleep(0.005)
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         return 0
 
 
 def main(argv: Sequence[str]) -> None:
     """Import the modules named after the file descriptor, then serve until the other side closes."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     control = socket.socket(fileno=int(argv[0]))
     for name in argv[1:]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a child's collections then touch no page of the server's
-    Channel(control).send({"ready": os.getpid()})
+    with contextlib.suppress(BrokenPipeError):  # the runner is gone already
+        Channel(control).send({"ready": os.getpid()})
     _Server(control).serve()
 
 
@@ -367,7 +377,13 @@ class ForkServer:
                 start_new_session=True,  # a Ctrl-C on the terminal is for us alone
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **(env or {})},
             )
-        if self.control.receive() is None:
+        try:
+            ready = self.control.receive()
+        except BaseException:  # Ctrl-C while it imports
+            self.process.kill()
+            self.close()
+            raise
+        if ready is None:
             self.close()
             raise RuntimeError(f"the fork server ended with code {self.process.wait()}")
 
@@ -381,16 +397,20 @@ class ForkServer:
         """A fresh process that calls `module:function` with its channel."""
         ours, theirs = socket.socketpair()
         read, write = os.pipe()
+        os.set_blocking(read, False)
+        self._starting = (ours, read)  # before it is asked for, so that a Ctrl-C in between does no harm
         with theirs:
             try:
                 self.control.send({"entry": entry}, [theirs.fileno(), write])
             finally:
                 os.close(write)
-        os.set_blocking(read, False)
-        self._starting = (ours, read)
         while self._starting:
             self._take_control(block=True)
         return self._newest
+
+    def owns(self, scratch: str) -> None:
+        """Have the server remove the folder `scratch` when it ends, should this process be killed before."""
+        self.control.send({"scratch": scratch})
 
     def end(self, child: Child, grace: float) -> None:
         if not child.ended:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,11 +14,13 @@ import attnbench
 from attnbench import environment
 from attnbench.plan import Plan
 from attnbench.plugins import Registry, requirements
-from attnbench.records import PROTOCOL_VERSION, Run
+from attnbench.records import PROTOCOL_VERSION, Owner, Run
 from attnbench.suites import Suite
 
-PATHS = ("--plugin", "-o", "--output", "--resume")
-"""Options whose value may be a path."""
+_OPTION = re.compile(r"(-q*o|[^=/]+=)?(.*)", re.DOTALL)
+"""An option joined to its value, and the value."""
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\"()]+/)+")
+"""An absolute path but for its last part."""
 
 
 def make(
@@ -35,7 +38,7 @@ def make(
     facts = environment.describe()
     facts["torch_build"] = dict(torch_facts)
     facts["plugins"] = {p.owner.plugin: dict(p.environment) for p in registry.plugins if p.environment}
-    names = {str(d): d.name or str(facts["cpu"]["model"]) for d in plan.devices}
+    names = {str(d): d.name or str(facts["cpu"]["model"] if d.kind == "cpu" else "") for d in plan.devices}
     used = list(dict.fromkeys(p.cell.implementation for p in plan.cells))
     versions = {name: requirements(registry.implementations[name])[0] for name in used}
     owners = {name: registry.owners[name].owner for name in used}
@@ -52,7 +55,7 @@ def make(
             suite, plan, names, versions, {o.plugin: o.source_hash for o in owners.values()}
         ),
         environment=facts,
-        plugins=tuple(dataclasses.replace(p.owner, source=_short(p.owner.source)) for p in registry.plugins),
+        plugins=tuple(_portable_owner(p.owner) for p in registry.plugins),
         versions=versions,
         owners={name: owner.plugin for name, owner in owners.items()},
         device_names=names,
@@ -76,6 +79,7 @@ def _fingerprint(
         **{f"device {text}": name for text, name in devices.items()},
         **{f"requirements of {name}": text for name, text in versions.items()},
         **{f"source of plugin {name}": digest for name, digest in plugins.items()},
+        "threads": str(plan.cells[0].cell.threads),
         "settings": hashlib.sha256(repr((suite.measure, suite.verify)).encode()).hexdigest()[:16],
         "cells": cells.hexdigest()[:16],
     }
@@ -92,4 +96,10 @@ def _short(text: str) -> str:
 
 def portable(words: Sequence[str]) -> list[str]:
     """A command line without absolute paths."""
-    return ["=".join(_short(part) for part in word.split("=", 1)) for word in words]
+    parts = (_OPTION.fullmatch(word) for word in words)
+    return [f"{part[1] or ''}{_short(part[2])}" for part in parts if part]
+
+
+def _portable_owner(owner: Owner) -> Owner:
+    error = environment.scrub(_FOLDERS.sub("", owner.error))
+    return dataclasses.replace(owner, source=_short(owner.source), error=error)

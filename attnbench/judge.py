@@ -20,7 +20,9 @@ def serve(channel: Channel) -> None:
     first = channel.receive()
     if first is None:
         return
-    torch.set_num_threads(first["threads"])
+    torch.set_num_threads(
+        1
+    )  # its work is bounded, and threads that wait for each other on a busy machine cost more
     judge = Judge(first)
     channel.send({})
     while (message := channel.receive()) is not None and message["op"] != "exit":

@@ -113,7 +113,6 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
-        self._worked = 0
         self._jobs_at_start = sum(job.cell.key not in self.done for job in self.plan.jobs)
         self._random = random.Random(self.seed)
         self._memory = self.suite.measure.memory_bytes or int(SHARE_OF_MEMORY * available_memory())
@@ -126,7 +125,7 @@ class Runner:
     def run(self) -> tuple[Result, ...]:
         """All rows in the plan's order. After `KeyboardInterrupt` or the time budget the rest is `not run`."""
         try:
-            with Journal(self.folder) as journal, self._scratch_folder():
+            with Journal(self.folder) as journal:
                 for row in self._rows():
                     self.done[row.cell.key] = row
                     journal.append(row)
@@ -159,11 +158,12 @@ class Runner:
 
     @contextlib.contextmanager
     def _scratch_folder(self) -> Iterator[None]:
-        """Where outputs travel from worker to judge: in memory where that is possible."""
+        """Where a problem's outputs travel from worker to judge: in memory where that is possible."""
         shared = "/dev/shm"
         self._scratch = tempfile.mkdtemp(
             prefix="attnbench-", dir=shared if os.access(shared, os.W_OK) else None
         )
+        self.server.owns(self._scratch)
         try:
             yield
         finally:
@@ -190,7 +190,7 @@ class Runner:
 
     def _problem(self, problem: Problem, device: Device, jobs: Sequence[Planned]) -> Iterator[Result]:
         candidates = []
-        with self._judge(problem, device) as judge:
+        with self._scratch_folder(), self._judge(problem, device) as judge:
             for job in jobs:
                 if self._out_of_time():
                     return
@@ -218,20 +218,23 @@ class Runner:
             "device": str(device),
             "seed": self.seed,
             "work": self.suite.verify.work,
-            "threads": self.plan.cells[0].cell.threads,
         }
 
-    def _message(self, op: str, job: Planned, device: Device) -> dict[str, Any]:
-        limit = self._memory
+    def _limit(self, device: Device) -> int:
+        """Bytes of the device's memory that one job may take."""
         if device.kind == "cuda":
-            limit = self.suite.measure.memory_bytes or int(0.9 * device.memory_bytes)
+            return self.suite.measure.memory_bytes or int(0.9 * device.memory_bytes)
+        return self._memory
+
+    def _message(self, op: str, job: Planned, device: Device) -> dict[str, Any]:
         return {
             **self._start(job.problem, device),
             "op": op,
             "target": self.registry.owners[job.cell.implementation].target,
             "implementation": job.cell.implementation,
             "clock": job.cell.clock,
-            "memory_bytes": limit,
+            "threads": job.cell.threads,
+            "memory_bytes": self._limit(device),
             "folder": self._scratch,
         }
 
@@ -295,8 +298,11 @@ class Runner:
 
     # ------------------------------------------------------------ timed launches
 
-    def _cohorts(self, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-        """Groups whose memory fits together; each holds the baseline, so that ratios can be paired."""
+    def _cohorts(self, candidates: Sequence[Candidate], limit: int) -> list[list[Candidate]]:
+        """Groups whose memory fits together within `limit` bytes.
+
+        Each holds the baseline, so that ratios can be paired; what does not fit beside it stands alone.
+        """
         if not candidates:
             return []
         baseline = next(
@@ -307,15 +313,18 @@ class Runner:
             part = candidate.memory
             return part.input_bytes + part.output_bytes + part.workspace_bytes
 
-        cohorts = [[baseline]]
+        cohorts, alone = [[baseline]], []
         for candidate in (c for c in candidates if c is not baseline):
-            if sum(map(need, [*cohorts[-1], candidate])) > self._memory and len(cohorts[-1]) > 1:
+            if need(baseline) + need(candidate) > limit:
+                alone.append([candidate])
+                continue
+            if sum(map(need, [*cohorts[-1], candidate])) > limit:
                 cohorts.append([baseline])
             cohorts[-1].append(candidate)
-        return cohorts
+        return cohorts + alone
 
     def _timed(self, candidates: list[Candidate], device: Device, judge: "_Judge") -> Iterator[Result]:
-        cohorts = self._cohorts(candidates)
+        cohorts = self._cohorts(candidates, self._limit(device))
         ended: dict[str, _EndError] = {}
         round_ = 0
         for launch in range(self._launches):
@@ -436,12 +445,14 @@ class _Judge:
                 if answer["wrong"]:
                     raise _EndError(Status.WRONG, f"{when}{answer['wrong']} ({kind} inputs)")
                 found.append(Accuracy(**answer["accuracy"]))
-            self._child.pause()
         except (ChildEndedError, ChildTimeoutError) as error:
             output = self._child.output.text if self._child else ""
             self.end()
             why = error.reason if isinstance(error, ChildEndedError) else "it took too long"
             raise _EndError(Status.FAILED, f"the answer could not be verified: {why}", output) from None
+        finally:
+            if self._child is not None:
+                self._child.pause()
         return worst(found)
 
     def end(self) -> None:

@@ -10,7 +10,7 @@ from attnbench.implementation import Device, Implementation, Prepared
 from attnbench.plugins import Registry
 from attnbench.problem import Problem, problem_from
 
-WORK = 2e9
+WORK = 5e8
 SEED = 20240601
 
 

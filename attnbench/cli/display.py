@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from attnbench import tables
-from attnbench.errors import UserError
 from attnbench.records import Result, Run, Status
 from attnbench.runner import Listener, Progress
 from attnbench.units import seconds_text
@@ -25,16 +24,6 @@ def tables_text(rows: Sequence[Result], by: tuple[str, str] | None, run: Run) ->
         tables.text(table(rows, by=by), width=width, color=color) for table in (tables.timing, tables.memory)
     ]
     return "\n\n".join([*parts, tables.summary(rows)])
-
-
-def axes(text: str | None) -> tuple[str, str] | None:
-    """`seqlen,implementation` -> rows and columns. Raises `UserError` for anything but two names."""
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    if len(names) != 2 or not all(names):
-        raise UserError(f"--by wants two axes, got {text!r}", hint="write --by seqlen,implementation")
-    return names[0], names[1]
 
 
 @contextlib.contextmanager

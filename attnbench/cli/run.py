@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import dataclasses
 import secrets
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from attnbench import header, plan, results, runner, tables, units
-from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, display, parser
+from attnbench.cli import INTERRUPTED, choose, display, parser
 from attnbench.errors import ResultsError, UserError
 from attnbench.records import Result, Run, Status
 
@@ -26,12 +28,12 @@ def main(arguments: argparse.Namespace) -> int:
             f"attnbench measures on Linux only, not on {sys.platform}",
             hint="`attnbench show` works everywhere",
         )
-    by = display.axes(arguments.by)
+    by = tables.axes(arguments.by)
     budget = units.parse_seconds(arguments.time_budget) if arguments.time_budget else None
     earlier: Run | None = None
     if arguments.resume:
         folder = Path(arguments.resume)
-        earlier = results.read_header(folder)
+        earlier = _earlier(folder)
         arguments = _again(arguments, earlier)
     suite = choose.suite(arguments, earlier.suite_text if earlier else None)
     registry = choose.registry(arguments)
@@ -41,17 +43,16 @@ def main(arguments: argparse.Namespace) -> int:
         suite, registry, devices=plan.resolve(suite.devices), **choice
     )  # bad input ends here, before any work
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_terminated_is_interrupted())
         server = stack.enter_context(runner.fork_server())
         devices, why, torch_facts = runner.probe(server)
         wanted = plan.resolve(suite.devices, devices)
         missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
         seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
-        if earlier is None:
-            folder = results.create(PARENT, arguments.output, suite.name)
         head = header.make(
             schema=results.SCHEMA,
-            run_id=folder.resolve().name,
+            run_id="",
             suite=suite,
             words=arguments.words,
             plan=made,
@@ -60,11 +61,12 @@ def main(arguments: argparse.Namespace) -> int:
             torch_facts=torch_facts,
         )
         if earlier is None:
+            folder = results.create(PARENT, arguments.output, suite.name)
+            head = dataclasses.replace(head, run_id=folder.resolve().name)
             results.write_header(folder, head)
         else:
             head = _same(earlier, head)
         done = {r.cell.key: r for r in results.read_journal(folder)} if earlier else {}
-        stack.enter_context(_terminated_is_interrupted())
         progress = stack.enter_context(display.progress(sys.stderr, quiet=arguments.quiet))
         job = runner.Runner(
             plan=made,
@@ -80,12 +82,18 @@ def main(arguments: argparse.Namespace) -> int:
         rows = job.run()
     results.write_csv(folder, rows, head)
     for kind, table in (("timing", tables.timing), ("memory", tables.memory)):
-        (folder / f"{kind}.md").write_text(tables.markdown(table(rows, baseline=made.baseline)))
+        (folder / f"{kind}.md").write_text(
+            tables.markdown(table(rows, baseline=made.baseline)), encoding="utf-8"
+        )
     print(display.tables_text(rows, by, head))
     print(f"\n{folder}/results.csv", file=sys.stderr)
     if any(r.status is Status.NOT_RUN for r in rows):
-        print(f"{job.stopped}; go on with: attnbench run --resume {folder}", file=sys.stderr)
-    return INTERRUPTED if job.stopped == "interrupted" else _code(rows, arguments.strict)
+        plugins = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
+        again = shlex.join(["attnbench", "run", "--resume", str(folder), *plugins])
+        print(f"{job.stopped}; go on with: {again}", file=sys.stderr)
+    if job.stopped == "interrupted":
+        return INTERRUPTED
+    return _code(rows, arguments.strict)
 
 
 def _seed(given: int | None, of_suite: int | None) -> int:
@@ -95,9 +103,19 @@ def _seed(given: int | None, of_suite: int | None) -> int:
     return secrets.randbelow(2**31) if of_suite is None else of_suite
 
 
+def _earlier(folder: Path) -> Run:
+    """The header of the run to go on with."""
+    try:
+        return results.read_header(folder)
+    except ResultsError as error:
+        error.hint = error.hint or "give the folder of a run, or start one with `attnbench run SUITE`"
+        raise
+
+
 def _again(arguments: argparse.Namespace, earlier: Run) -> argparse.Namespace:
     """The arguments of the earlier run; only how this part of it ends and looks is taken from now."""
-    if arguments.suite or arguments.problem or arguments.set or arguments.only or arguments.without:
+    fixed = ("suite", "problem", "set", "device", "preset", "only", "without", "output", "seed")
+    if any(getattr(arguments, name) not in (None, []) for name in fixed):
         raise UserError("--resume goes on with the same suite and choice", hint="give only --resume DIR")
     first = parser().parse_args(list(earlier.command))
     first.words = list(earlier.command)
@@ -133,10 +151,16 @@ def _terminated_is_interrupted() -> Iterator[None]:
 
 
 def _code(rows: Sequence[Result], strict: bool) -> int:
+    """0 or 1, see `main`. Raises `UserError` where nothing could run."""
     statuses = {row.status for row in rows}
     if statuses & {*BAD, *(STRICT if strict else ())}:
         return 1
     if statuses <= {Status.UNSUPPORTED, Status.UNAVAILABLE}:
-        print("nothing could run: every cell is unsupported or unavailable", file=sys.stderr)
-        return BAD_INPUT
+        row = next((r for r in rows if r.status is Status.UNAVAILABLE), rows[0])
+        hint = "`attnbench list` shows what each implementation needs and supports"
+        if row.status is Status.UNAVAILABLE and row.cell.device != "cpu":
+            hint = "run with --device cpu, or install a CUDA build of torch on a machine with such a device"
+        raise UserError(
+            f"nothing could run: {row.cell.implementation}: {row.status}: {row.reason}", hint=hint
+        )
     return 0

@@ -9,6 +9,7 @@ from attnbench.cli import display
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the tables of a stored run."""
+    by = tables.axes(arguments.by)
     run, rows = results.load(Path(arguments.run))
-    print(display.tables_text(rows, display.axes(arguments.by), run))
+    print(display.tables_text(rows, by, run))
     return 0

@@ -66,7 +66,7 @@ MEASURE_KEYS: Mapping[str, Key] = {
     "seed": Key("integer", "another in every run", "of the inputs and of the order of measuring", least=0),
 }
 VERIFY_KEYS: Mapping[str, Key] = {
-    "gflop": Key("number", "2", "work of the float64 oracle per problem and kind of inputs, in 1e9 "
+    "gflop": Key("number", "0.5", "work of the float64 oracle per problem and kind of inputs, in 1e9 "
         "floating-point operations; of a larger problem a seeded sample of rows is checked",
         least=1e-3, field="work", unit=1e9),
 }

@@ -42,7 +42,7 @@ class Measure:
 class Verify:
     """How thoroughly each cell is verified."""
 
-    work: float = 2e9
+    work: float = 5e8
     """Floating-point operations of the float64 oracle, per problem and kind of inputs."""
 
 

@@ -1,0 +1,68 @@
+"""The harness's own costs. `pytest tests/benchmarks --benchmark-enable` reports them; nothing is asserted by time."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench import inputs, plan, plugins, reference, suites, verify
+from attnbench.forkserver import ForkServer, running
+from attnbench.problem import Problem
+
+Benchmark = Any
+
+LONG = "batch=1 seqlen=16384 heads_q=32 heads_kv=8 head_dim=128 dtype=bfloat16 mask=causal"
+WIDE = """
+question: how long does a plan of 100,000 cells take
+problems:
+  - heads: 8
+    head_dim: [32, 64, 128]
+    seqlen: {lengths}
+    mask: [full, causal]
+    dtype: [float32, bfloat16]
+"""
+
+
+def test_start_up(benchmark: Benchmark) -> None:
+    done = benchmark(
+        subprocess.run, [sys.executable, "-m", "attnbench", "--help"], check=True, capture_output=True
+    )
+    assert b"usage: attnbench" in done.stdout
+
+
+def test_plan_of_100_000_cells(benchmark: Benchmark, tmp_path: Path) -> None:
+    path = tmp_path / "wide.yaml"
+    path.write_text(WIDE.format(lengths=list(range(1, 1390))))
+    registry = plugins.discover()
+
+    def make() -> plan.Plan:
+        suite = suites.load(str(path))
+        return plan.make(suite, registry, devices=plan.resolve(suite.devices), threads=1)
+
+    assert len(benchmark(make).cells) == 1389 * 12 * 6
+
+
+def test_a_process(benchmark: Benchmark) -> None:
+    with ForkServer(["attnbench.worker"]) as server:
+
+        def life() -> dict[str, Any]:
+            with running(server, "attnbench.worker:probe") as child:
+                return child.ask({}, 60)
+
+        assert "devices" in benchmark(life)
+
+
+@pytest.mark.parametrize("kind", inputs.KINDS)
+def test_verification_at_16k(benchmark: Benchmark, kind: str) -> None:
+    problem = Problem.parse(LONG)
+    sample = inputs.sample(problem, work=suites.Verify().work, seed=1)
+    made = inputs.make(problem, kind=kind, seed=1, device="cpu", qkv_format="bhsd")
+
+    def once() -> str | None:
+        oracle, yard = reference.oracle(problem, made, sample), reference.yardstick(problem, made, sample)
+        actual = {name: yard[name] for name in ("out",)}
+        return verify.compare(actual, oracle, yard, problem, sample.share)[1]
+
+    assert benchmark(once) is None

@@ -1,0 +1,442 @@
+"""A run that ends before its time goes on where it stopped, and leaves no process behind."""
+
+import csv
+import fcntl
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PLUGIN = """
+import ctypes
+from pathlib import Path
+
+from attnbench import Capabilities, Implementation, hookimpl
+
+
+def record(name, attend):
+    return Implementation(
+        name=name,
+        summary="for the tests of resuming",
+        capabilities=Capabilities(dtypes=frozenset({"float32"})),
+        prepare=lambda problem, inputs: lambda: attend(inputs.q, inputs.k, inputs.v),
+        qkv_format="bhsd",
+    )
+
+
+def fused(q, k, v):
+    import torch
+
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def plain(q, k, v):
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+def hangs_in_c(q, k, v):
+    Path(__file__).with_name("hanging").touch()
+    ctypes.CDLL(None).sleep(600)
+
+
+@hookimpl
+def attnbench_implementations():
+    yield record("mine-fused", fused)
+    yield record("mine-plain", plain)
+    yield record("hangs-in-c", hangs_in_c)
+"""
+
+SUITE = """
+question: Does it go on where it stopped?
+implementations: mine-*
+problems:
+  heads: 2
+  head_dim: 8
+  seqlen: [8, 16, 24]
+  batch: [1, 2]
+measure:
+  preset: quick
+  budget: 50ms
+  threads: 1
+"""
+CELLS = 12
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+TORN = """
+import os, signal, sys
+from attnbench.cli import main
+from attnbench.results.journal import Journal
+
+row, share = int(sys.argv[1]), float(sys.argv[2])
+whole = Journal.append
+rows = 0
+
+def append(self, result):
+    global rows
+    rows += 1
+    if rows < row:
+        return whole(self, result)
+    end = self._file.seek(0, 2)
+    whole(self, result)
+    os.truncate(self._path, end + int(share * (self._file.seek(0, 2) - end)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.append = append
+main(sys.argv[3:])
+"""
+"""A run that is killed while it writes the row of that number, of which a share reaches the disk."""
+
+
+def processes(marker: str) -> list[str]:
+    """Command lines of living processes whose environment carries the marker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker.encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def left_after(marker: str, seconds: float = 10.0) -> list[str]:
+    """The processes that are still there when they have had some time to end."""
+    end = time.monotonic() + seconds
+    while (found := processes(marker)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def attnbench(here: Path, *words: str, marker: str = "", program: str = "") -> "subprocess.Popen[str]":
+    start = [sys.executable, "-c", program] if program else [sys.executable, "-m", "attnbench"]
+    return subprocess.Popen(
+        [*start, *words],
+        cwd=here,
+        env={**ENV, "ATTNBENCH_TEST_MARKER": marker},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def rows(folder: Path) -> list[tuple[str, str, str, str]]:
+    """Cell and end of every row of the CSV, in its order."""
+    with open(folder / "results.csv", newline="") as file:
+        return [(r["problem"], r["implementation"], r["status"], r["reason"]) for r in csv.DictReader(file)]
+
+
+def until(process: "subprocess.Popen[str]", count: int) -> str:
+    """Read progress until that many rows have been reported; what was read."""
+    assert process.stderr is not None
+    text = ""
+    while text.count("[") < count:
+        line = process.stderr.readline()
+        assert line, f"the run ended before row {count}:\n{text}"
+        text += line
+    return text
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A folder with a suite and a plugin, and an uninterrupted run of both in `whole`."""
+
+    here: Path
+    done: "subprocess.CompletedProcess[str]"
+    start_s: float
+    """From the command to the first row."""
+
+    @property
+    def words(self) -> list[str]:
+        return ["run", "small.yaml", "--plugin", "mine.py"]
+
+    @property
+    def whole(self) -> Path:
+        return self.here / "whole"
+
+    def copy(self, name: str) -> Path:
+        return Path(shutil.copytree(self.whole, self.here / name))
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    here = tmp_path_factory.mktemp("resume")
+    (here / "small.yaml").write_text(SUITE)
+    (here / "mine.py").write_text(PLUGIN)
+    begin = time.monotonic()
+    process = attnbench(here, "run", "small.yaml", "--plugin", "mine.py", "-o", "whole")
+    until(process, 1)
+    start_s = time.monotonic() - begin
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    return Workshop(here=here, done=done, start_s=start_s)
+
+
+# ---------------------------------------------------------------- killed
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a run is killed: so many seconds after so many rows, or within the writing of a row."""
+
+    rows: int
+    delay_s: float = 0.0
+    torn: float | None = None
+    """The share of the row that reaches the disk."""
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What a killed run left, and how it went on."""
+
+    folder: Path
+    left: list[str]
+    before: int
+    """Rows that were whole when it was killed."""
+    resumed: "subprocess.CompletedProcess[str]"
+
+
+def kills(start_s: float) -> list[Kill]:
+    """Three moments before the first row, seven anywhere after it, and two within the writing of a row."""
+    rng = random.Random(20240601)
+    early = [Kill(0, (third + rng.random()) / 3 * start_s) for third in range(3)]
+    later = [Kill(rng.randrange(1, CELLS), rng.uniform(0, 0.3)) for _ in range(7)]
+    return [*early, *later, Kill(2, torn=0.5), Kill(9, torn=0.999)]
+
+
+def kill_and_resume(workshop: Workshop, number: int, kill: Kill) -> Killed:
+    folder = workshop.here / f"killed-{number}"
+    marker = f"{folder}#"
+    program = ["" if kill.torn is None else TORN] * (kill.torn is not None)
+    words = [*([str(kill.rows), str(kill.torn)] if program else []), *workshop.words, "-o", folder.name]
+    process = attnbench(workshop.here, *words, marker=marker, program="".join(program))
+    if kill.torn is None:
+        if kill.rows:
+            until(process, kill.rows)
+        time.sleep(kill.delay_s)
+        process.kill()
+    finish(process)
+    left = left_after(marker)
+    journal = folder / "journal.jsonl"
+    before = journal.read_bytes().count(b"\n") if journal.exists() else 0
+    resumed = finish(attnbench(workshop.here, "run", "--resume", folder.name, marker=marker))
+    return Killed(folder, left + left_after(marker), before, resumed)
+
+
+@pytest.fixture(scope="module")
+def killed(workshop: Workshop) -> list[Killed]:
+    planned = list(enumerate(kills(workshop.start_s)))
+    with ThreadPoolExecutor(3) as pool:
+        return list(pool.map(lambda one: kill_and_resume(workshop, *one), planned))
+
+
+def test_a_killed_run_goes_on_to_the_rows_of_an_uninterrupted_one(
+    workshop: Workshop, killed: list[Killed]
+) -> None:
+    expected = rows(workshop.whole)
+    assert len(expected) == CELLS
+    assert {status for _, _, status, _ in expected} == {"ok"}
+    went_on = [one for one in killed if (one.folder / "run.json").exists()]
+    assert len(went_on) >= 9  # all but the earliest
+    for one in went_on:
+        assert one.resumed.returncode == 0, one.resumed.stderr
+        assert rows(one.folder) == expected
+        keys = [json.dumps(json.loads(line)["cell"]) for line in (one.folder / "journal.jsonl").open()]
+        assert len(keys) == len(set(keys)) == CELLS
+
+
+def test_the_kills_fell_on_different_moments(killed: list[Killed]) -> None:
+    assert len({one.before for one in killed}) >= 4
+    assert any(0 < one.before < CELLS for one in killed)
+
+
+def test_rows_from_before_the_kill_are_kept_and_the_torn_one_is_measured_again(killed: list[Killed]) -> None:
+    for one, whole_rows in zip(killed[-2:], (1, 8), strict=True):
+        assert one.before == whole_rows
+        numbers = re.findall(r"^\[(\d+)/12", one.resumed.stderr, re.MULTILINE)
+        assert [int(n) for n in numbers] == list(range(whole_rows + 1, CELLS + 1))
+
+
+def test_a_run_killed_before_its_folder_exists_leaves_nothing_to_resume(killed: list[Killed]) -> None:
+    nothing = [one for one in killed if not (one.folder / "run.json").exists()]
+    assert nothing  # the first kill falls within the first third of the start
+    for one in nothing:
+        assert not one.folder.exists()
+        assert one.resumed.returncode == 2
+        assert "is not the folder of a run" in one.resumed.stderr
+        assert "hint: " in one.resumed.stderr
+
+
+def test_no_process_outlives_a_killed_run(killed: list[Killed]) -> None:
+    assert [one.left for one in killed] == [[]] * len(killed)
+
+
+# ---------------------------------------------------------------- stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(workshop: Workshop, number: signal.Signals) -> None:
+    folder = workshop.here / f"stopped by {number.name}"
+    process = attnbench(workshop.here, *workshop.words, "-o", folder.name, marker=f"{folder}#")
+    seen = until(process, 3)
+    process.send_signal(number)
+    done = finish(process)
+    assert left_after(f"{folder}#") == []
+    assert done.returncode == 130, done.stderr
+    found = rows(folder)
+    assert [row[:2] for row in found] == [row[:2] for row in rows(workshop.whole)]
+    assert [row[2] for row in found[:3]] == ["ok"] * 3
+    assert found[-1][2:] == ("not run", "interrupted")
+    assert {row[2] for row in found} == {"ok", "not run"}
+    assert "12 cells: " in done.stdout
+    assert "Traceback" not in seen + done.stderr
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("interrupted; go on with: attnbench run --resume ")
+    if number is signal.SIGINT:
+        again = shlex.split(last.partition("attnbench ")[2])
+        resumed = finish(attnbench(workshop.here, *again))
+        assert resumed.returncode == 0, resumed.stderr
+        assert rows(folder) == rows(workshop.whole)
+
+
+def test_ctrl_c_ends_a_job_that_hangs_in_c(workshop: Workshop) -> None:
+    folder = workshop.here / "hung"
+    words = ["run", "--problem", "batch=1 seqlen=8 heads=1 head_dim=8", "--plugin", "mine.py"]
+    words += ["--only", "hangs-in-c", "--only", "mine-fused", "-o", folder.name]
+    process = attnbench(workshop.here, *words, marker=f"{folder}#")
+    end = time.monotonic() + 60
+    while not (workshop.here / "hanging").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert time.monotonic() - begin < 10  # the job would hang for ten minutes, its time-out is one
+    assert done.returncode == 130
+    assert [row[2:] for row in rows(folder)] == [("not run", "interrupted")] * 2
+    assert left_after(f"{folder}#") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_interrupted_while_it_starts_ends_quietly(workshop: Workshop, number: signal.Signals) -> None:
+    marker = f"{workshop.here}-start-{number.name}#"
+    process = attnbench(workshop.here, *workshop.words, "-o", "never", marker=marker)
+    end = time.monotonic() + 60
+    while not any("forkserver" in command for command in processes(marker)) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(number)
+    done = finish(process)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ninterrupted\n")
+    assert left_after(marker) == []
+    assert not (workshop.here / "never").exists()
+
+
+def test_a_time_budget_leaves_the_rest_for_later(workshop: Workshop) -> None:
+    folder = workshop.here / "bounded"
+    words = [*workshop.words, "-o", folder.name, "--time-budget", "400ms"]
+    done = finish(attnbench(workshop.here, *words))
+    assert done.returncode == 0, done.stderr
+    ends = [row[2:] for row in rows(folder)]
+    assert ends[-1] == ("not run", "the time budget of 400 ms was spent")
+    assert set(ends) <= {("ok", ""), ends[-1]}
+    assert "go on with: attnbench run --resume bounded" in done.stderr
+    resumed = finish(attnbench(workshop.here, "run", "--resume", folder.name))
+    assert resumed.returncode == 0, resumed.stderr
+    assert rows(folder) == rows(workshop.whole)
+
+
+# ---------------------------------------------------------------- what may be resumed
+
+
+def test_resuming_a_finished_run_does_nothing_new(workshop: Workshop) -> None:
+    folder = workshop.copy("finished")
+    journal = (folder / "journal.jsonl").read_bytes()
+    done = finish(attnbench(workshop.here, "run", "--resume", folder.name))
+    assert done.returncode == 0, done.stderr
+    assert (folder / "journal.jsonl").read_bytes() == journal
+    assert (folder / "results.csv").read_bytes() == (workshop.whole / "results.csv").read_bytes()
+    assert "[" not in done.stderr
+    assert done.stdout == workshop.done.stdout
+
+
+def test_a_plugin_that_has_moved_can_be_given_again(workshop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(workshop.whole, tmp_path / "whole")
+    moved = tmp_path / "elsewhere" / "mine.py"
+    moved.parent.mkdir()
+    shutil.copy(workshop.here / "mine.py", moved)
+    lost = finish(attnbench(tmp_path, "run", "--resume", "whole"))
+    assert (lost.returncode, lost.stdout) == (2, "")
+    assert lost.stderr.startswith("error: no plugin file `mine.py`\n")
+    assert finish(attnbench(tmp_path, "run", "--resume", "whole", "--plugin", str(moved))).returncode == 0
+
+
+def test_a_run_whose_plugin_has_changed_cannot_go_on(workshop: Workshop, tmp_path: Path) -> None:
+    shutil.copytree(workshop.whole, tmp_path / "whole")
+    (tmp_path / "mine.py").write_text(PLUGIN + "# faster now\n")
+    done = finish(attnbench(tmp_path, "run", "--resume", "whole"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(
+        r"^  source of plugin mine: was [0-9a-f]{64}, is [0-9a-f]{64}$", done.stderr, re.MULTILINE
+    )
+    assert done.stderr.count(": was ") == 1
+    assert "hint: start a new run" in done.stderr
+
+
+def test_two_runs_may_not_write_to_one_folder(workshop: Workshop) -> None:
+    folder = workshop.copy("busy")
+    with open(folder / "journal.jsonl", "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        done = finish(attnbench(workshop.here, "run", "--resume", folder.name))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "another run is writing to busy/journal.jsonl" in done.stderr
+
+
+REFUSED = [
+    (["nowhere"], "nowhere is not the folder of a run"),
+    (["whole", "small.yaml"], "--resume goes on with the same suite and choice"),
+    (
+        ["whole", "--problem", "seqlen=8 heads=1 head_dim=8"],
+        "--resume goes on with the same suite and choice",
+    ),
+    (["whole", "--set", "measure.budget=1s"], "--resume goes on with the same suite and choice"),
+    (["whole", "--device", "cpu"], "--resume goes on with the same suite and choice"),
+    (["whole", "--seed", "0"], "--resume goes on with the same suite and choice"),
+    (["whole", "-o", "other"], "--resume goes on with the same suite and choice"),
+]
+
+
+@pytest.fixture(scope="module")
+def in_workshop(workshop: Workshop) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(workshop.here)
+    yield
+    os.chdir(before)
+
+
+@pytest.mark.usefixtures("in_workshop")
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_what_cannot_be_resumed_is_refused_with_a_hint(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from attnbench.cli import main
+
+    assert main(["run", "--resume", *words]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"error: {message}")
+    assert "\nhint: " in told.err
