@@ -250,13 +250,16 @@ class _Server:
 def main(argv: Sequence[str]) -> None:
     """Import the modules named after the file descriptor, then serve until the other side closes."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     control = socket.socket(fileno=int(argv[0]))
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # imports take seconds
+    if select.select([control], [], [], 0)[0]:
+        return  # the runner was gone before
     for name in argv[1:]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a child's collections then touch no page of the server's
-    with contextlib.suppress(BrokenPipeError):  # the runner is gone already
+    _prctl(PR_SET_PDEATHSIG, 0)  # from now on the end of the channel says that the runner is gone
+    with contextlib.suppress(BrokenPipeError):
         Channel(control).send({"ready": os.getpid()})
     _Server(control).serve()
 

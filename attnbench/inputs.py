@@ -270,7 +270,8 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     cost = sum(per_row[i] for i in rows)
     left = work - _MASK_FLOP * sk * len(rows)
     part = 1 if len(rows) == sq else 2  # half for groups, half for rows
-    count = min(len(groups), most(len(rows)), max(2, int(left / part / max(cost, 1))))
+    affordable = max(2, int(min(left / part / max(cost, 1), len(groups))))
+    count = min(len(groups), most(len(rows)), affordable)
     middle = groups[1:-1]
     picked = list(
         dict.fromkeys([groups[0], groups[-1], *rng.sample(middle, min(len(middle), max(0, count - 2)))])

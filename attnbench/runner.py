@@ -29,6 +29,8 @@ WORKER = "attnbench.worker:serve"
 JUDGE = "attnbench.judge:serve"
 PROBE = "attnbench.worker:probe"
 JUDGE_TIMEOUT_S = 600.0
+SECOND_LOOKS = 5
+"""Further blocks of a job whose clock seems to be wrong: on a busy machine every exchange may have been late."""
 SHARE_OF_MEMORY = 0.8
 """Of the memory that is available when the run begins; the limit of one job where the suite gives none."""
 
@@ -67,9 +69,11 @@ class Candidate:
 class _EndError(Exception):
     """The end of a cell other than `ok`: its row says why."""
 
-    def __init__(self, status: Status, reason: str, output: str = "") -> None:
+    def __init__(
+        self, status: Status, reason: str, output: str = "", accuracy: Accuracy | None = None
+    ) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.output = status, reason, output
+        self.status, self.reason, self.output, self.accuracy = status, reason, output, accuracy
 
 
 def fork_server(cache: Path | None = None) -> ForkServer:
@@ -113,7 +117,8 @@ class Runner:
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
-        self._jobs_at_start = sum(job.cell.key not in self.done for job in self.plan.jobs)
+        self._left = sum(job.cell.key not in self.done for job in self.plan.jobs)
+        self._seconds_a_job = self.plan.seconds / max(len(self.plan.jobs), 1)
         self._random = random.Random(self.seed)
         self._memory = self.suite.measure.memory_bytes or int(SHARE_OF_MEMORY * available_memory())
         preset = PRESETS[self.suite.measure.preset]
@@ -124,10 +129,12 @@ class Runner:
 
     def run(self) -> tuple[Result, ...]:
         """All rows in the plan's order. After `KeyboardInterrupt` or the time budget the rest is `not run`."""
+        jobs = {job.cell.key for job in self.plan.jobs}
         try:
             with Journal(self.folder) as journal:
                 for row in self._rows():
                     self.done[row.cell.key] = row
+                    self._left -= row.cell.key in jobs
                     journal.append(row)
                     self._say("", row)
         except KeyboardInterrupt:
@@ -142,12 +149,15 @@ class Runner:
         for planned in self.plan.cells:
             if planned.status is not None and planned.cell.key not in self.done:
                 yield Result(cell=planned.cell, status=planned.status, reason=planned.reason)
+        finished = 0
         for problem, device, jobs in self.plan.groups():
             left = [job for job in jobs if job.cell.key not in self.done]
             if left and self._out_of_time():
                 return
             if left:
                 yield from self._problem(problem, device, left)
+                finished += len(left)
+                self._seconds_a_job = (time.monotonic() - self._began) / finished
 
     def _out_of_time(self) -> bool:
         budget = self.time_budget_s
@@ -170,21 +180,9 @@ class Runner:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _say(self, current: str, row: Result | None = None) -> None:
-        decided = len(self.plan.cells) - len(self.plan.jobs)
-        finished = sum(job.cell.key in self.done for job in self.plan.jobs)
-        here = finished - (len(self.plan.jobs) - self._jobs_at_start)
-        left = len(self.plan.jobs) - finished
-        elapsed = time.monotonic() - self._began
-        per_job = elapsed / here if here else self.plan.seconds / max(len(self.plan.jobs), 1)
-        self.listener(
-            Progress(
-                done=finished + decided,
-                total=len(self.plan.cells),
-                current=current,
-                left_s=left * per_job,
-                row=row,
-            )
-        )
+        left = self._left * self._seconds_a_job
+        done = len(self.plan.cells) - self._left
+        self.listener(Progress(done=done, total=len(self.plan.cells), current=current, left_s=left, row=row))
 
     # ------------------------------------------------------------ one problem
 
@@ -246,7 +244,7 @@ class Runner:
             cell=job.cell,
             status=end.status,
             reason=reason,
-            accuracy=found.accuracy if found else None,
+            accuracy=end.accuracy or (found.accuracy if found else None),
             memory=found.memory if found else None,
             kernel=found.answer["kernel"] if found else "",
             output=end.output,
@@ -395,14 +393,16 @@ class Runner:
 
     def _check(self, candidate: Candidate, judge: "_Judge") -> None:
         """Judge an output that the timer saw, and one for new values in the same storage."""
-        child = candidate.child
+        child, course = candidate.child, candidate.course
         assert child is not None
+        for _ in range(SECOND_LOOKS if course.unaccounted() else 0):
+            self._block(candidate, course.blocks[-1].round + 1)
         child.resume()
         answer = self._ask(child, {"op": "check"}, "after it was timed")
         self._dismiss(candidate)
         accuracy = judge.verdict(answer["outputs"], "after it was timed, ")
         candidate.accuracy = worst([candidate.accuracy, accuracy])
-        if reason := candidate.course.unaccounted():
+        if reason := course.unaccounted():
             raise _EndError(Status.IMPOSSIBLE, reason)
 
     def _dismiss(self, candidate: Candidate) -> None:
@@ -442,9 +442,10 @@ class _Judge:
             for name, path in outputs.items():
                 kind = "normal" if name == "timed" else name
                 answer = self._child.ask({"op": "judge", "path": path, "kind": kind}, JUDGE_TIMEOUT_S)
-                if answer["wrong"]:
-                    raise _EndError(Status.WRONG, f"{when}{answer['wrong']} ({kind} inputs)")
                 found.append(Accuracy(**answer["accuracy"]))
+                if answer["wrong"]:
+                    reason = f"{when}{answer['wrong']} ({kind} inputs)"
+                    raise _EndError(Status.WRONG, reason, accuracy=worst(found))
         except (ChildEndedError, ChildTimeoutError) as error:
             output = self._child.output.text if self._child else ""
             self.end()

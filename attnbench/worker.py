@@ -27,7 +27,7 @@ Answer = dict[str, Any]
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "not enough memory")
 
 
-LONG_CALL_S = 0.1
+LONG_CALL_S = 0.01
 """A longer call is not repeated only to know how long it takes."""
 
 
@@ -242,7 +242,7 @@ def probe(channel: Channel) -> None:
     channel.receive()
     found, reason = [], ""
     try:
-        if not torch.backends.cuda.is_built():
+        if torch.version.cuda is None:
             reason = "this build of torch has no CUDA"
         elif not torch.cuda.is_available():
             reason = "torch finds no driver or no device"

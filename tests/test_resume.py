@@ -68,7 +68,7 @@ problems:
   batch: [1, 2]
 measure:
   preset: quick
-  budget: 50ms
+  budget: 20ms
   threads: 1
 """
 CELLS = 12
@@ -202,89 +202,92 @@ class Kill:
 
 
 @dataclass(frozen=True)
-class Killed:
-    """What a killed run left, and how it went on."""
+class Survivor:
+    """A run that was killed several times, gone on with after each, and at last left to end."""
 
     folder: Path
-    left: list[str]
-    before: int
-    """Rows that were whole when it was killed."""
-    resumed: "subprocess.CompletedProcess[str]"
+    outlived: list[str]
+    """Processes that outlived one of its deaths."""
+    whole_rows: list[int]
+    """Rows in its journal after each death."""
+    done: "subprocess.CompletedProcess[str]"
 
 
-def kills(start_s: float) -> list[Kill]:
-    """Three moments before the first row, seven anywhere after it, and two within the writing of a row."""
+def plan_kills(start_s: float) -> list[list[Kill]]:
+    """Three runs, each killed four times: while it starts, twice after some rows, and at last within a row."""
     rng = random.Random(20240601)
-    early = [Kill(0, (third + rng.random()) / 3 * start_s) for third in range(3)]
-    later = [Kill(rng.randrange(1, CELLS), rng.uniform(0, 0.3)) for _ in range(7)]
-    return [*early, *later, Kill(2, torn=0.5), Kill(9, torn=0.999)]
+    last = (Kill(2, torn=0.5), Kill(3, torn=0.999), Kill(2, delay_s=0.1))
+    return [
+        [
+            Kill(0, (third + rng.random()) / 3 * start_s),
+            *(Kill(rng.randrange(1, 3), rng.uniform(0, 0.2)) for _ in range(2)),
+            last[third],
+        ]
+        for third in range(3)
+    ]
 
 
-def kill_and_resume(workshop: Workshop, number: int, kill: Kill) -> Killed:
+def survive(workshop: Workshop, number: int, kills: list[Kill]) -> Survivor:
     folder = workshop.here / f"killed-{number}"
     marker = f"{folder}#"
-    program = ["" if kill.torn is None else TORN] * (kill.torn is not None)
-    words = [*([str(kill.rows), str(kill.torn)] if program else []), *workshop.words, "-o", folder.name]
-    process = attnbench(workshop.here, *words, marker=marker, program="".join(program))
-    if kill.torn is None:
-        if kill.rows:
+    outlived, whole_rows = [], []
+
+    def words() -> list[str]:
+        begun = (folder / "run.json").exists()
+        return ["run", "--resume", folder.name] if begun else [*workshop.words, "-o", folder.name]
+
+    for kill in kills:
+        if kill.torn is None:
+            process = attnbench(workshop.here, *words(), marker=marker)
             until(process, kill.rows)
-        time.sleep(kill.delay_s)
-        process.kill()
-    finish(process)
-    left = left_after(marker)
-    journal = folder / "journal.jsonl"
-    before = journal.read_bytes().count(b"\n") if journal.exists() else 0
-    resumed = finish(attnbench(workshop.here, "run", "--resume", folder.name, marker=marker))
-    return Killed(folder, left + left_after(marker), before, resumed)
+            time.sleep(kill.delay_s)
+            process.kill()
+        else:
+            torn = [str(kill.rows), str(kill.torn), *words()]
+            process = attnbench(workshop.here, *torn, marker=marker, program=TORN)
+        finish(process)
+        outlived += left_after(marker)
+        journal = folder / "journal.jsonl"
+        whole_rows.append(journal.read_bytes().count(b"\n") if journal.exists() else 0)
+    return Survivor(folder, outlived, whole_rows, finish(attnbench(workshop.here, *words(), marker=marker)))
 
 
 @pytest.fixture(scope="module")
-def killed(workshop: Workshop) -> list[Killed]:
-    planned = list(enumerate(kills(workshop.start_s)))
-    with ThreadPoolExecutor(3) as pool:
-        return list(pool.map(lambda one: kill_and_resume(workshop, *one), planned))
+def survivors(workshop: Workshop) -> list[Survivor]:
+    planned = plan_kills(workshop.start_s)
+    with ThreadPoolExecutor(len(planned)) as pool:
+        return list(pool.map(lambda one: survive(workshop, *one), enumerate(planned)))
 
 
-def test_a_killed_run_goes_on_to_the_rows_of_an_uninterrupted_one(
-    workshop: Workshop, killed: list[Killed]
+def test_a_run_killed_at_random_moments_goes_on_to_the_rows_of_an_uninterrupted_one(
+    workshop: Workshop, survivors: list[Survivor]
 ) -> None:
     expected = rows(workshop.whole)
     assert len(expected) == CELLS
     assert {status for _, _, status, _ in expected} == {"ok"}
-    went_on = [one for one in killed if (one.folder / "run.json").exists()]
-    assert len(went_on) >= 9  # all but the earliest
-    for one in went_on:
-        assert one.resumed.returncode == 0, one.resumed.stderr
+    for one in survivors:
+        assert one.done.returncode == 0, one.done.stderr
         assert rows(one.folder) == expected
-        keys = [json.dumps(json.loads(line)["cell"]) for line in (one.folder / "journal.jsonl").open()]
-        assert len(keys) == len(set(keys)) == CELLS
+        lines = (one.folder / "journal.jsonl").read_text().splitlines()
+        assert len(lines) == len({json.dumps(json.loads(line)["cell"]) for line in lines}) == CELLS
 
 
-def test_the_kills_fell_on_different_moments(killed: list[Killed]) -> None:
-    assert len({one.before for one in killed}) >= 4
-    assert any(0 < one.before < CELLS for one in killed)
+def test_no_row_from_before_a_kill_is_lost_or_measured_again(survivors: list[Survivor]) -> None:
+    for one in survivors:
+        assert one.whole_rows == sorted(one.whole_rows)
+        numbers = re.findall(r"^\[(\d+)/12", one.done.stderr, re.MULTILINE)
+        assert [int(n) for n in numbers] == list(range(one.whole_rows[-1] + 1, CELLS + 1))
+    assert len({count for one in survivors for count in one.whole_rows}) >= 4  # the moments do differ
 
 
-def test_rows_from_before_the_kill_are_kept_and_the_torn_one_is_measured_again(killed: list[Killed]) -> None:
-    for one, whole_rows in zip(killed[-2:], (1, 8), strict=True):
-        assert one.before == whole_rows
-        numbers = re.findall(r"^\[(\d+)/12", one.resumed.stderr, re.MULTILINE)
-        assert [int(n) for n in numbers] == list(range(whole_rows + 1, CELLS + 1))
+def test_a_row_that_a_kill_tore_does_not_count(survivors: list[Survivor]) -> None:
+    for one, written in zip(survivors[:2], (1, 2), strict=True):
+        *_, before, after = one.whole_rows
+        assert after == before + written  # the torn row has no end of line
 
 
-def test_a_run_killed_before_its_folder_exists_leaves_nothing_to_resume(killed: list[Killed]) -> None:
-    nothing = [one for one in killed if not (one.folder / "run.json").exists()]
-    assert nothing  # the first kill falls within the first third of the start
-    for one in nothing:
-        assert not one.folder.exists()
-        assert one.resumed.returncode == 2
-        assert "is not the folder of a run" in one.resumed.stderr
-        assert "hint: " in one.resumed.stderr
-
-
-def test_no_process_outlives_a_killed_run(killed: list[Killed]) -> None:
-    assert [one.left for one in killed] == [[]] * len(killed)
+def test_no_process_outlives_a_killed_run(survivors: list[Survivor]) -> None:
+    assert [one.outlived for one in survivors] == [[], [], []]
 
 
 # ---------------------------------------------------------------- stopped

@@ -1,0 +1,258 @@
+"""What the pages say, executed or held against the code."""
+
+import argparse
+import dataclasses
+import fnmatch
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attnbench import hookspecs, implementation, models, plan, plugins, suites, tables, units, verify
+from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, parser
+from attnbench.records import Status
+from attnbench.results import COLUMNS
+from attnbench.testing import check_implementation
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = "plugins/attnbench-example/README.md"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in sorted(
+        [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results/README.md", ROOT / EXAMPLE]
+    )
+}
+ALL = "\n".join(PAGES.values())
+README = PAGES["README.md"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
+
+
+def with_blocks(language: str) -> list[str]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+def rows(page: str, heading: str) -> Iterator[list[str]]:
+    """The cells of the table in `page` whose first column is headed `heading`."""
+    (table,) = re.findall(rf"^\| {heading} \|.*\n\|[-|:]+\|\n((?:\|.*\n)+)", PAGES[page], re.MULTILINE)
+    for line in table.splitlines():
+        yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+@pytest.fixture
+def folder(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with suites and results, and with every file whose name is in the first line of a block."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "suites").symlink_to(ROOT / "suites")
+    (tmp_path / "results.csv").write_text(",".join(column.name for column in COLUMNS) + "\n")
+    for language in ("python", "yaml"):
+        for block in blocks(request.param, language):
+            if named := re.match(r"# ([\w-]+\.(?:py|yaml))\n", block):
+                (tmp_path / named[1]).write_text(block)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize("page", with_blocks("yaml"))
+def test_suites_load(page: str) -> None:
+    for block in blocks(page, "yaml"):
+        assert suites.parse(block, page).problems
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and wait for them where another process is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("page", "folder"), [(page, page) for page in with_blocks("python")], indirect=["folder"]
+)
+def test_examples_run_plugins_are_right_and_their_tests_pass(page: str, folder: Path) -> None:
+    for block in blocks(page, "python"):
+        if not block.startswith("# "):
+            exec(compile(block, page, "exec"), {})
+            continue
+        file = block.split()[1]
+        if file.startswith("test_"):
+            tests = [
+                f for name, f in vars(importlib.import_module(file[:-3])).items() if name.startswith("test_")
+            ]
+            assert tests
+            for test in tests:
+                test()
+        else:
+            registry = plugins.discover([file])
+            mine = [name for name, plugin in registry.owners.items() if plugin.target == file]
+            assert mine, registry.broken
+            for name in mine:
+                check_implementation(registry.implementations[name])
+
+
+def commands(page: str) -> list[str]:
+    return [
+        line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("attnbench ")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [(page, command) for page in with_blocks("sh") for command in commands(page)],
+    indirect=["folder"],
+)
+def test_commands_are_understood_and_choose_something(folder: Path, command: str) -> None:
+    if "example-exp2" in command:
+        pytest.importorskip("attnbench_example")
+    arguments = parser().parse_args(shlex.split(command)[1:])
+    tables.axes(getattr(arguments, "by", None))
+    if arguments.verb == "check":
+        assert choose.registry(arguments).select(arguments.only)
+        assert arguments.problem is None or suites.suite_of_problem(arguments.problem)
+    if arguments.verb not in ("run", "plan") or getattr(arguments, "resume", None):
+        return
+    suite, registry = choose.suite(arguments), choose.registry(arguments)
+    made = plan.make(
+        suite,
+        registry,
+        devices=plan.resolve(suite.devices),
+        threads=1,
+        only=arguments.only,
+        without=arguments.without,
+    )
+    names = {job.cell.implementation for job in made.jobs}
+    assert names
+    for pattern in arguments.only:
+        assert fnmatch.filter(names, pattern), f"{pattern} runs nothing"
+    if arguments.plugin:
+        assert any(registry.owners[name].owner.source in arguments.plugin for name in names)
+
+
+def test_the_first_command_installs_and_runs_and_another_one_tests() -> None:
+    first = blocks("README.md", "sh")[0].splitlines()
+    assert first[0] == "python3 -m venv .venv"
+    assert first[-2:] == ["pip install -c constraints.txt -e .", "attnbench run suites/quick.yaml"]
+    script = (ROOT / ".ci/run").read_text()
+    assert "<!-- tests -->" in script
+    tested = re.findall(r"^<!-- tests -->\n```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert len(tested) == 1
+    assert tested[0].splitlines()[-1] == "pytest"
+
+
+# ---------------------------------------------------------------- tables and names
+
+
+def options() -> Iterator[tuple[str, argparse.Action]]:
+    (verbs,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for verb, sub in verbs.choices.items():
+        yield from ((verb, action) for action in sub._actions)
+    yield from (("", action) for action in parser()._actions if action is not verbs)
+
+
+def test_every_command_is_explained_and_no_other() -> None:
+    verbs = dict.fromkeys(verb for verb, _ in options() if verb)
+    assert [row[0] for row in rows("README.md", "command")] == [f"`attnbench {verb}`" for verb in verbs]
+
+
+def test_every_option_is_explained_and_no_other() -> None:
+    told = [name for row in rows("README.md", "option") for name in re.findall(r"`(--?[\w-]+)", row[0])]
+    known = {name for _, action in options() for name in action.option_strings}
+    assert sorted(told) == sorted(known - {"-h", "--help"})
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_every_status_is_explained_and_no_other(page: str) -> None:
+    assert [row[0] for row in rows(page, "status")] == [f"`{status}`" for status in Status]
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    assert [int(row[0]) for row in rows("README.md", "exit code")] == [0, 1, BAD_INPUT, INTERRUPTED]
+
+
+def test_every_hook_is_documented() -> None:
+    hooks = [name for name in vars(hookspecs) if name.startswith("attnbench_")]
+    assert [row[0] for row in rows("docs/plugins.md", "hook")] == [f"`{hook}`" for hook in hooks]
+
+
+@pytest.mark.parametrize("record", ["Implementation", "Capabilities", "Prepared"])
+def test_every_field_of_a_plugins_records_is_documented(record: str) -> None:
+    fields = [f"`{field.name}`" for field in dataclasses.fields(getattr(implementation, record))]
+    section = re.split(rf"^## {record}$", PAGES["docs/plugins.md"], flags=re.MULTILINE)[1].split("\n## ")[0]
+    assert re.findall(r"^\| (`\w+`) \|", section, re.MULTILINE)[: len(fields)] == fields
+
+
+def test_formats_and_inputs_are_documented() -> None:
+    page = PAGES["docs/plugins.md"]
+    names = [field.name for field in dataclasses.fields(implementation.Inputs)]
+    for name in (*implementation.FORMATS, *names):
+        assert f"`{name}`" in page
+
+
+def test_presets_are_those_of_the_code() -> None:
+    told = {row[0]: row[1:] for row in rows("docs/measuring.md", "preset")}
+    assert told == {
+        f"`{name}`": [str(preset.launches), f"{preset.budget_s:g} s"]
+        for name, preset in suites.PRESETS.items()
+    }
+
+
+def test_constants_are_those_of_the_code() -> None:
+    for name, value, _ in rows("docs/measuring.md", "constant"):
+        module, constant = name.strip("`").split(".")
+        actual = getattr(importlib.import_module(f"attnbench.{module}"), constant)
+        said = units.parse_seconds(value) if constant.endswith("_S") else float(value)
+        assert said == pytest.approx(actual, rel=1e-12), name
+
+
+def test_factors_are_those_of_the_code() -> None:
+    told = {name: tuple(map(float, values)) for name, *values in rows("docs/measuring.md", "tensor")}
+    assert told == {name: (*verify.FACTORS[name], *verify.WIDE_FACTORS[name]) for name in verify.FACTORS}
+
+
+def test_every_module_has_its_line_in_the_architecture() -> None:
+    (picture,) = blocks("docs/architecture.md", "layers")
+    told = {name for row in rows("docs/architecture.md", "module") for name in re.findall(r"`(\w+)`", row[0])}
+    assert told == {word for line in picture.splitlines() for word in line.split()[1:]}
+
+
+def test_every_built_in_implementation_and_model_is_named() -> None:
+    built_in = [n for n, p in plugins.discover().owners.items() if p.target.startswith("attnbench.")]
+    for name in (*built_in, *models.MODELS):
+        assert f"`{name}`" in ALL or f" {name}," in ALL or f", {name} " in ALL, name
+
+
+# ---------------------------------------------------------------- links
+
+
+def slugs(page: str) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", PAGES[page], re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_of_the_repository(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        assert "://" not in target, "pages stand on their own"
+        there = (ROOT / page).parent / path if path else ROOT / page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in slugs(str(there.resolve().relative_to(ROOT))), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    for page in PAGES:
+        assert page == "README.md" or f"]({page})" in README, page

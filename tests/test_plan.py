@@ -1,0 +1,272 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnbench import plan, suites
+from attnbench.errors import PluginError, UserError
+from attnbench.implementation import Capabilities, Device, Implementation
+from attnbench.plugins import Registry
+from attnbench.records import Status
+from attnbench.suites import Suite
+
+CPU = (Device(kind="cpu"),)
+CUDA = Device(kind="cuda", name="H200", compute_capability=(9, 0))
+
+
+def implementation(
+    name: str, *, requires: tuple[str, ...] = (), objection: Callable[..., Any] | None = None, **can: Any
+) -> Implementation:
+    return Implementation(
+        name=name,
+        summary="s",
+        capabilities=Capabilities(dtypes=frozenset({"float32"}), **can),
+        prepare=lambda problem, inputs: lambda: None,
+        requires=requires,
+        **({"objection": objection} if objection else {}),
+    )
+
+
+def registry(*implementations: Implementation) -> Registry:
+    return Registry(plugins=(), implementations={i.name: i for i in implementations}, owners={})
+
+
+def suite(text: str = "", *overrides: str) -> Suite:
+    problems = "problems:\n  - {seqlen: [8, 16], heads: 2, head_dim: 4, mask: [full, causal]}\n"
+    return suites.parse(f"question: q\n{text}\n{problems}", "s.yaml", overrides)
+
+
+def make(of: Suite, found: Registry, **options: Any) -> plan.Plan:
+    return plan.make(of, found, **{"devices": CPU, "threads": 2, **options})
+
+
+ONE, TWO = implementation("one"), implementation("two", masks=frozenset({"full", "causal"}))
+
+
+# ---------------------------------------------------------------- cells
+
+
+def test_every_cell_is_a_job_or_says_why_not() -> None:
+    made = make(suite(), registry(ONE, TWO))
+    assert len(made.cells) == 8
+    assert len(made.jobs) == 6
+    others = [cell for cell in made.cells if cell.status is not None]
+    assert {(c.cell.implementation, c.status, c.reason) for c in others} == {
+        ("one", Status.UNSUPPORTED, "no causal mask")
+    }
+
+
+def test_the_jobs_of_one_problem_on_one_device_stand_together() -> None:
+    devices = (*CPU, CUDA)
+    both = implementation("both", devices=frozenset({"cpu", "cuda"}))
+    found = registry(both, implementation("too", devices=frozenset({"cpu", "cuda"})))
+    groups = list(make(suite(), found, devices=devices).groups())
+    assert [(problem.text.split()[1], device.kind, len(jobs)) for problem, device, jobs in groups] == [
+        (f"seqlen={n}", kind, 2) for n in (8, 16) for kind in ("cpu", "cuda")
+    ]
+    assert all(job.problem is problem for problem, _, jobs in groups for job in jobs)
+    assert groups[1][1] is CUDA  # with its name and its memory
+
+
+def test_an_objection_in_words_is_the_reason() -> None:
+    odd = implementation("odd", objection=lambda problem, device: f"no luck on {device}")
+    made = make(suite(), registry(odd, TWO), only=["odd"])
+    assert {c.reason for c in made.cells} == {"no luck on cpu", "no causal mask"}
+
+
+def test_what_is_not_installed_is_unavailable() -> None:
+    wanting = implementation("wanting", requires=("numpy", "no-such-distribution"))
+    made = make(suite(), registry(wanting))
+    assert {(c.status, c.reason) for c in made.cells} == {
+        (Status.UNAVAILABLE, "needs no-such-distribution, which is not installed"),
+        (Status.UNSUPPORTED, "no causal mask"),
+    }
+
+
+def test_a_device_that_is_missing_makes_its_cells_unavailable() -> None:
+    gpu = implementation("gpu", devices=frozenset({"cuda"}))
+    made = make(
+        suite("", "device=cuda"),
+        registry(gpu, ONE),
+        devices=plan.resolve(["cuda"]),
+        missing={"cuda:0": "no CUDA device (gone)"},
+    )
+    ends = {(c.cell.implementation, c.status, c.reason) for c in made.cells}
+    assert ends == {
+        ("gpu", Status.UNAVAILABLE, "no CUDA device (gone)"),
+        ("gpu", Status.UNSUPPORTED, "no causal mask"),
+        ("one", Status.UNSUPPORTED, "no cuda"),
+    }
+
+
+def test_a_cuda_device_is_timed_by_events_and_the_cpu_by_the_wall_clock() -> None:
+    both = implementation("both", devices=frozenset({"cpu", "cuda"}))
+    made = make(suite(), registry(both), devices=(*CPU, CUDA))
+    assert {(c.cell.device, c.cell.clock) for c in made.cells} == {("cpu", "wall"), ("cuda:0", "events")}
+
+
+def test_the_job_is_part_of_the_cells_key() -> None:
+    (first, *_) = make(suite("measure: {cache: cold}"), registry(ONE), threads=3).cells
+    assert first.cell.key == (first.problem.text, "one", "cpu", 3, "cold", "wall")
+
+
+# ---------------------------------------------------------------- devices
+
+
+def test_devices_are_resolved_without_looking_for_them() -> None:
+    assert plan.resolve(["cpu", "cuda", "cuda:1"]) == (
+        Device(kind="cpu"),
+        Device(kind="cuda", index=0),
+        Device(kind="cuda", index=1),
+    )
+
+
+def test_devices_that_were_found_bring_what_is_known_of_them() -> None:
+    assert plan.resolve(["cuda", "cpu", "cuda:0"], [CUDA]) == (CUDA, *CPU)
+
+
+def test_a_device_that_is_too_old_is_known_only_once_it_was_found() -> None:
+    new = implementation("new", devices=frozenset({"cuda"}), compute_capability=(10, 0))
+    blind = make(suite(), registry(new), devices=plan.resolve(["cuda"]))
+    assert len(blind.jobs) == 2
+    seen = make(suite(), registry(new), devices=plan.resolve(["cuda"], [CUDA]))
+    assert "needs compute capability 10.0, H200 has 9.0" in {c.reason for c in seen.cells}
+    assert not seen.jobs
+
+
+# ---------------------------------------------------------------- choosing
+
+
+@pytest.mark.parametrize(
+    ("text", "only", "without", "expected"),
+    [
+        ("", [], [], ["torch-a", "torch-b", "numpy"]),
+        ("implementations: torch-*", [], [], ["torch-a", "torch-b"]),
+        ("implementations: torch-*", ["*-b"], [], ["torch-b"]),
+        ("implementations: [numpy, torch-a]", [], ["numpy"], ["torch-a"]),
+        ("", ["numpy", "torch-?"], ["*-a"], ["torch-b", "numpy"]),
+    ],
+)
+def test_globs_choose_implementations(
+    text: str, only: list[str], without: list[str], expected: list[str]
+) -> None:
+    found = registry(*map(implementation, ("torch-a", "torch-b", "numpy")))
+    made = make(suite(text), found, only=only, without=without)
+    assert list(dict.fromkeys(c.cell.implementation for c in made.cells)) == expected
+
+
+@pytest.mark.parametrize("where", ["suite", "only", "without"])
+def test_a_glob_that_matches_nothing_is_an_error_with_a_suggestion(where: str) -> None:
+    text = "implementations: torch-sdpb" if where == "suite" else ""
+    with pytest.raises(PluginError) as caught:
+        make(
+            suite(text),
+            registry(implementation("torch-sdpa")),
+            **({} if where == "suite" else {where: ["torch-sdpb"]}),
+        )
+    assert caught.value.message == "no implementation matches `torch-sdpb`"
+    assert caught.value.hint == "did you mean `torch-sdpa`?"
+
+
+def test_nothing_left_to_run_is_an_error() -> None:
+    with pytest.raises(UserError, match="no implementation is left to run"):
+        make(suite("implementations: one"), registry(ONE, TWO), without=["one"])
+
+
+def test_an_unknown_baseline_is_an_error_with_a_suggestion() -> None:
+    with pytest.raises(UserError) as caught:
+        make(suite("baseline: tow"), registry(ONE, TWO))
+    assert caught.value.message == "the baseline `tow` is no implementation"
+    assert caught.value.hint == "did you mean `two`?"
+
+
+def test_a_baseline_that_was_not_chosen_is_left_out() -> None:
+    assert make(suite("baseline: two"), registry(ONE, TWO)).baseline == "two"
+    assert make(suite("baseline: two"), registry(ONE, TWO), only=["one"]).baseline is None
+
+
+# ---------------------------------------------------------------- how long
+
+
+def test_the_budget_is_the_presets_unless_the_suite_has_its_own() -> None:
+    assert make(suite("measure: {preset: quick}"), registry(ONE)).budget_s == 0.5
+    assert make(suite("measure: {preset: quick, budget: 2s}"), registry(ONE)).budget_s == 2
+
+
+def test_the_estimate_grows_with_jobs_and_with_work() -> None:
+    few, more = (make(suite(), registry(*found)).seconds for found in ([ONE], [ONE, TWO]))
+    assert 2 * (3 + plan.OVERHEAD_S) <= few < more
+    long = suites.parse(
+        "question: q\nproblems: {seqlen: 131072, heads: 32, head_dim: 128}", "s.yaml"
+    )  # 2 * 131072**2 * 256 * 32 floating-point operations, at least three times
+    assert make(long, registry(ONE)).seconds > 3 * 2 * 131072**2 * 256 * 32 / 2e10
+
+
+# ---------------------------------------------------------------- large plans
+
+
+def test_too_many_cells_are_counted_and_not_made() -> None:
+    problem = suite().problems[0]
+
+    def never(*_: object) -> str:
+        raise AssertionError("a cell was made")
+
+    several = registry(*(implementation(f"i{n}", objection=never) for n in range(5)))
+    large = suite()
+    object.__setattr__(large, "problems", (problem,) * 200_001)
+    with pytest.raises(UserError) as caught:
+        make(large, several)
+    assert caught.value.message == "the plan has 1,000,005 cells, more than 1,000,000"
+
+
+MEASURED = """
+import sys, time
+from attnbench.cli import main
+code = main(sys.argv[1:])
+with open("/proc/self/status") as status:  # ru_maxrss would count the process that started this one
+    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+print(f'[{code}, {time.process_time()}, {peak}]', file=sys.stderr)
+"""
+
+
+def measured(*words: str) -> tuple[int, float, int, str, str]:
+    """Exit code, seconds of CPU time, peak bytes, standard output and the rest of standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, timeout=120
+    )
+    *told, last = done.stderr.splitlines()
+    code, seconds, peak = json.loads(last)
+    return code, seconds, peak, done.stdout, "\n".join(told)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "only", "cells"), [(1000, ["--only", "numpy"], 100_000), (167, [], 100_200)]
+)
+def test_a_hundred_thousand_cells_are_planned_in_three_seconds(
+    tmp_path: Path, lengths: int, only: list[str], cells: int
+) -> None:
+    values = {"seqlen": list(range(1, lengths + 1)), "heads": list(range(1, 101)), "head_dim": 64}
+    text = f"question: q\nimplementations: [numpy, torch-*]\nproblems: {json.dumps(values)}\n"
+    (tmp_path / "many.yaml").write_text(text)
+    for _ in range(3):  # CPU time depends on what else the core's caches hold
+        code, seconds, peak, out, err = measured("plan", str(tmp_path / "many.yaml"), *only)
+        assert (code, err) == (0, "")
+        assert f"cells            {cells}, of which " in out
+        assert peak < 500e6
+        if seconds < 3:
+            return
+    pytest.fail(f"planning {cells} cells took {seconds:.3g} s of CPU time")
+
+
+def test_a_suite_of_a_million_combinations_is_refused_before_it_is_expanded(tmp_path: Path) -> None:
+    values = {"seqlen": list(range(1, 1002)), "heads": list(range(1, 1001)), "head_dim": 64}
+    (tmp_path / "many.yaml").write_text(f"question: q\nproblems:\n  {json.dumps(values)}\n")
+    code, seconds, peak, out, err = measured("plan", str(tmp_path / "many.yaml"))
+    assert (code, out) == (2, "")
+    assert "1,001,000 combinations of values, more than 1,000,000" in err
+    assert seconds < 1  # expanding them takes about twenty
+    assert peak < 100e6

@@ -1,0 +1,489 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from attnbench import plan, plugins, runner, suites
+from attnbench.clocks import Taken
+from attnbench.forkserver import ForkServer
+from attnbench.measure import Course
+from attnbench.records import Accuracy, Memory, Result, Status
+from attnbench.runner import Candidate, Progress, Runner, _EndError, _Judge, worst
+from attnbench.suites import Suite
+
+JUDGES = """
+import ctypes
+import time
+
+from attnbench import judge
+
+
+def crashes(channel):
+    channel.receive()
+    channel.send({})
+    channel.receive()
+    ctypes.string_at(0)
+
+
+def hangs(channel):
+    time.sleep(600)
+
+
+def tires(channel):
+    judging = judge.Judge(channel.receive())
+    channel.send({})
+    for _ in range(2):  # the outputs of one canary
+        channel.send(judging.verdict(channel.receive()))
+"""
+
+PLUGIN = """
+import time
+
+from attnbench import Capabilities, Implementation, hookimpl
+
+
+def fused(inputs):
+    import torch
+
+    return torch.nn.functional.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)
+
+
+def record(name, attend, before=lambda: None):
+    def prepare(problem, inputs):
+        before()
+        return lambda: attend(inputs)
+
+    return Implementation(
+        name=name,
+        summary="for the tests of the runner",
+        capabilities=Capabilities(dtypes=frozenset({"float32"})),
+        prepare=prepare,
+        qkv_format="bhsd",
+    )
+
+
+def patch_clocks(factor):
+    from attnbench import clocks, worker
+
+    honest = time.perf_counter
+    clocks.perf_counter = worker.perf_counter = lambda: factor * honest()
+
+
+def patch_time():
+    honest = time.perf_counter
+    time.perf_counter = lambda: honest() / 100
+
+
+@hookimpl
+def attnbench_implementations():
+    for name in ("a", "b", "c"):
+        yield record(f"good-{name}", fused)
+    yield record("half", lambda inputs: fused(inputs) / 2)
+    yield record("patches-time", fused, patch_time)
+    yield record("slow-clock", fused, lambda: patch_clocks(0.01))
+    yield record("fast-clock", fused, lambda: patch_clocks(100))
+"""
+
+PROBLEM = "batch=1 seqlen=16 heads=2 head_dim=8 dtype=float32 mask=full"
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugins") / "bench_of_tests.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    folder = tmp_path_factory.mktemp("judges")
+    (folder / "judges.py").write_text(JUDGES)
+    with ForkServer(runner.PRELOAD, env={"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}) as found:
+        yield found
+
+
+Make = Callable[..., Runner]
+
+
+@pytest.fixture
+def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
+    """Makes the runner of some implementations on some lengths."""
+
+    def make_runner(*only: str, lengths: str = "[16]", measure: str = "", **options: Any) -> Runner:
+        suite: Suite = suites.parse(
+            f"question: q\nbaseline: good-a\nproblems: {{seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
+            f"measure: {{preset: quick, budget: 20ms, threads: 1, {measure}}}\n",
+            "s.yaml",
+        )
+        registry = plugins.discover([str(plugin)])
+        devices = plan.resolve(suite.devices)
+        made = plan.make(suite, registry, devices=devices, threads=1, only=only)
+        return Runner(
+            plan=made,
+            suite=suite,
+            registry=registry,
+            server=server,
+            folder=tmp_path,
+            seed=7,
+            **options,
+        )
+
+    return make_runner
+
+
+def ends(rows: tuple[Result, ...]) -> dict[str, tuple[Status, str]]:
+    return {row.cell.implementation: (row.status, row.reason) for row in rows}
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_a_row_is_in_the_journal_before_it_is_reported(make: Make, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
+    def listen(now: Progress) -> None:
+        if now.row:
+            lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+            assert json.loads(lines[-1])["cell"]["implementation"] == now.row.cell.implementation
+        seen.append(now)
+
+    rows = make("good-a", "good-b", lengths="[8, 16]", listener=listen).run()
+    assert [row.status for row in rows] == [Status.OK] * 4
+    reported = [now for now in seen if now.row]
+    assert [(now.done, now.total) for now in reported] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {row.cell.key for row in rows} == {now.row.cell.key for now in reported if now.row}
+    assert reported[-1].left_s == 0
+    assert any(now.current.startswith("timing good-b on batch=1 seqlen=16 ") for now in seen)
+
+
+def test_an_interruption_leaves_the_rest_not_run_and_no_worker(make: Make, server: ForkServer) -> None:
+    def interrupt(now: Progress) -> None:
+        if "timing" in now.current and "seqlen=16" in now.current:
+            raise KeyboardInterrupt
+
+    before = set(server.children)
+    job = make("good-a", "good-b", lengths="[8, 16]", listener=interrupt)
+    rows = job.run()
+    assert [(row.status, row.reason) for row in rows[:2]] == [(Status.OK, "")] * 2
+    assert [(row.status, row.reason) for row in rows[2:]] == [(Status.NOT_RUN, "interrupted")] * 2
+    assert job.stopped == "interrupted"
+    assert set(server.children) == before
+
+
+def test_rows_of_an_earlier_part_are_kept_and_not_measured_again(make: Make, tmp_path: Path) -> None:
+    first = make("good-a", lengths="[8]").run()
+    whole = make("good-a", lengths="[8, 16]", done={row.cell.key: row for row in first}).run()
+    assert whole[0] is first[0]
+    assert whole[1].status is Status.OK
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
+
+
+def test_without_time_nothing_is_run_and_the_reason_says_so(make: Make) -> None:
+    rows = make("good-a", "half", time_budget_s=0.0).run()
+    assert set(ends(rows).values()) == {(Status.NOT_RUN, "the time budget of 0 ns was spent")}
+
+
+# ---------------------------------------------------------------- the judge
+
+
+def test_a_wrong_answer_does_not_stop_the_others(make: Make) -> None:
+    rows = make("half", "good-a").run()
+    (status, reason) = ends(rows)["half"]
+    assert status is Status.WRONG
+    assert reason.endswith("(normal inputs)")
+    assert ends(rows)["good-a"] == (Status.OK, "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"), [("judges:crashes", "killed by SIGSEGV"), ("judges:hangs", "it took too long")]
+)
+def test_an_answer_that_cannot_be_verified_is_not_ok(
+    make: Make, monkeypatch: pytest.MonkeyPatch, entry: str, why: str
+) -> None:
+    monkeypatch.setattr(runner, "JUDGE", entry)
+    monkeypatch.setattr(runner, "JUDGE_TIMEOUT_S", 0.3 if "hangs" in entry else 60)
+    rows = make("good-a", "good-b").run()
+    assert set(ends(rows).values()) == {(Status.FAILED, f"the answer could not be verified: {why}")}
+
+
+def test_a_judge_that_ends_while_others_are_timed_leaves_no_unverified_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "JUDGE", "judges:tires")
+    rows = make("good-a").run()
+    why = "the answer could not be verified: the process exited with code 0"
+    assert ends(rows) == {"good-a": (Status.FAILED, why)}
+    assert rows[0].timing is None
+    assert rows[0].accuracy is not None  # of the first call, which was right
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_the_judge_rests_while_others_measure_whatever_its_verdict(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    start = {"problem": PROBLEM, "device": "cpu", "seed": 1, "work": 1e9, "threads": 1}
+    judge = _Judge(server, start)
+    path = tmp_path / "output"
+    torch.save({"out": torch.zeros(2, 1, 16, 8)}, path)
+    try:
+        with pytest.raises(_EndError) as caught:
+            judge.verdict({"normal": str(path)})
+        assert judge._child is not None
+        end = time.monotonic() + 5
+        while state(judge._child.pid) != "T" and time.monotonic() < end:
+            time.sleep(0.01)
+        assert state(judge._child.pid) == "T"
+    finally:
+        judge.end()
+    assert caught.value.status is Status.WRONG
+
+
+def accuracy(**changes: float) -> Accuracy:
+    names = ("row", "rms", "max", "cosine", "yardstick_row", "yardstick_rms", "checked_share")
+    return Accuracy(**{**dict.fromkeys(names, 0.5), **changes})
+
+
+def test_the_worst_of_several_accuracies_is_the_worst_of_each_number() -> None:
+    found = worst([accuracy(row=0.7, cosine=0.9), accuracy(max=2.0, checked_share=0.1, cosine=0.99)])
+    assert found == accuracy(row=0.7, max=2.0, checked_share=0.1, cosine=0.9)
+
+
+def test_an_error_that_is_not_finite_is_the_worst() -> None:
+    assert worst([accuracy(row=float("inf")), accuracy()]).row == float("inf")
+
+
+# ---------------------------------------------------------------- the parent's clock
+
+
+def test_a_worker_whose_clock_was_changed_is_impossible(make: Make) -> None:
+    found = ends(make("slow-clock", "good-a", "fast-clock").run())
+    for name in ("slow-clock", "fast-clock"):
+        status, reason = found[name]
+        assert status is Status.IMPOSSIBLE, (name, reason)
+        assert reason.startswith("the job's clock accounts for ")
+    assert found["good-a"] == (Status.OK, "")
+
+
+def test_a_plugin_that_patches_the_time_module_changes_nothing(make: Make) -> None:
+    rows = make("patches-time", "good-a").run()
+    assert set(ends(rows).values()) == {(Status.OK, "")}
+    patched, honest = (row.timing.median_s if row.timing else 0.0 for row in rows)
+    assert 1 / 10 < patched / honest < 10  # it would be a hundredth
+
+
+def course(blocks: list[tuple[float, float]]) -> Course:
+    """A course whose blocks took so long by the worker's clock and by the parent's."""
+    made = Course(call_s=1e-4, budget_s=1.0, launches=1)
+    for round_, (busy, elapsed) in enumerate(blocks):
+        made.add(Taken(seconds=(1e-4,) * 5, flagged=(), busy_s=busy, last=None), elapsed, round_)
+    return made
+
+
+def test_one_prompt_exchange_of_messages_clears_a_job_on_a_busy_machine() -> None:
+    late = [(4e-3, 60e-3), (4e-3, 35e-3)]
+    assert course(late).unaccounted() is not None
+    assert course([*late, (4e-3, 4.3e-3)]).unaccounted() is None
+
+
+def test_no_block_may_last_longer_inside_than_outside() -> None:
+    assert course([(3e-3, 3.2e-3)] * 9 + [(30e-3, 3.2e-3)]).unaccounted() is not None
+
+
+def test_short_blocks_are_no_place_to_hide() -> None:
+    assert course([(3e-5, 3e-3)] * 100).unaccounted() is not None
+    assert course([(3e-3, 3.2e-3)] * 100).unaccounted() is None
+
+
+def test_samples_longer_than_their_block_are_impossible() -> None:
+    made = Course(call_s=1e-4, budget_s=1.0, launches=1)
+    made.add(Taken(seconds=(1e-2,) * 5, flagged=(), busy_s=5e-4, last=None), 6e-4, 0)
+    assert made.unaccounted() is not None
+
+
+def test_a_job_that_seems_impossible_gets_further_looks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, seen = Course.add, []
+
+    def late_at_first(self: Course, taken: Taken, elapsed_s: float, round_: int) -> None:
+        seen.append(taken)
+        in_check = sum(map(len, [self.blocks])) >= 3
+        whole(self, taken, elapsed_s if in_check else elapsed_s + 10.0, round_)
+
+    monkeypatch.setattr(Course, "add", late_at_first)
+    monkeypatch.setattr(Course, "enough", lambda self: len(self.blocks) >= 3)
+    rows = make("good-a").run()
+    assert ends(rows) == {"good-a": (Status.OK, "")}
+    assert len(seen) == 3 + runner.SECOND_LOOKS
+
+
+# ---------------------------------------------------------------- cohorts
+
+
+def candidates(job: Runner, *bytes_: int) -> list[Candidate]:
+    """A candidate for each job of a runner's plan, that needs so many bytes."""
+    return [
+        Candidate(
+            planned=planned,
+            answer={},
+            accuracy=accuracy(),
+            memory=Memory(input_bytes=1, output_bytes=1, workspace_bytes=need - 2, method="rss"),
+            course=cast(Course, None),
+        )
+        for planned, need in zip(job.plan.jobs, bytes_, strict=True)
+    ]
+
+
+def names(cohorts: list[list[Candidate]]) -> list[list[str]]:
+    return [[c.planned.cell.implementation for c in cohort] for cohort in cohorts]
+
+
+def test_what_fits_into_memory_is_measured_together(make: Make) -> None:
+    job = make("good-*")
+    assert names(job._cohorts(candidates(job, 10, 10, 10), 30)) == [["good-a", "good-b", "good-c"]]
+
+
+def test_where_memory_is_short_every_cohort_holds_the_baseline(make: Make) -> None:
+    job = make("good-*")
+    assert names(job._cohorts(candidates(job, 10, 10, 10), 29)) == [
+        ["good-a", "good-b"],
+        ["good-a", "good-c"],
+    ]
+
+
+def test_what_does_not_fit_beside_the_baseline_stands_alone(make: Make) -> None:
+    job = make("good-*")
+    assert names(job._cohorts(candidates(job, 10, 25, 10), 30)) == [["good-a", "good-c"], ["good-b"]]
+
+
+def test_without_its_baseline_the_first_that_is_right_takes_its_place(make: Make) -> None:
+    job = make("good-*")
+    found = candidates(job, 10, 10, 10)[1:]
+    assert names(job._cohorts(found, 15)) == [["good-b"], ["good-c"]]
+    assert names(job._cohorts(found, 20)) == [["good-b", "good-c"]]
+    assert job._cohorts([], 20) == []
+
+
+def test_every_candidate_is_in_a_cohort_that_fits(make: Make) -> None:
+    job = make("good-*", "half", "*-clock", "patches-time")
+    rng = random.Random(5)
+    for _ in range(200):
+        found = candidates(job, *(rng.randrange(2, 60) for _ in job.plan.jobs))
+        cohorts = job._cohorts(found, 100)
+        placed = [c.planned.cell.implementation for cohort in cohorts for c in cohort]
+        assert set(placed) == {c.planned.cell.implementation for c in found}
+        assert len(placed) == len(found) + placed.count("good-a") - 1
+        for cohort in cohorts:
+            assert sum(2 + c.memory.workspace_bytes for c in cohort) <= 100 or len(cohort) == 1
+
+
+def test_cohorts_are_measured_one_after_the_other(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pairs(self: Runner, found: list[Candidate], limit: int) -> list[list[Candidate]]:
+        return [[found[0], other] for other in found[1:]]
+
+    monkeypatch.setattr(Runner, "_cohorts", pairs)
+    rows = make("good-*").run()
+    assert set(ends(rows).values()) == {(Status.OK, "")}
+    rounds = [{block.round for block in row.blocks} for row in rows]
+    assert rounds[0] & rounds[1]
+    assert rounds[0] & rounds[2]
+    assert not rounds[1] & rounds[2]
+
+
+def test_every_launch_is_a_fresh_process(
+    make: Make, server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    start = ForkServer.start
+
+    def note(self: ForkServer, entry: str) -> Any:
+        started.append(entry)
+        return start(self, entry)
+
+    monkeypatch.setattr(ForkServer, "start", note)
+    (row,) = make("good-a", measure="launches: 3").run()
+    assert row.timing is not None
+    assert row.timing.launches == 3
+    assert {block.launch for block in row.blocks} == {0, 1, 2}
+    assert started.count(runner.WORKER) == 2 + 3  # canary, memory, launches
+    assert started.count(runner.JUDGE) == 1
+
+
+# ---------------------------------------------------------------- what is left behind
+
+
+def test_outputs_on_their_way_to_the_judge_do_not_stay(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folders: list[Path] = []
+    owns = ForkServer.owns
+
+    def note(self: ForkServer, scratch: str) -> None:
+        folders.append(Path(scratch))
+        owns(self, scratch)
+
+    monkeypatch.setattr(ForkServer, "owns", note)
+    make("half", "good-a", lengths="[8, 16]").run()  # what is wrong leaves its second output unread
+    assert len(folders) == 2
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_a_killed_runner_leaves_no_outputs_in_memory(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "output").write_bytes(b"x" * 1000)
+    program = (
+        "import sys, time; from attnbench.forkserver import ForkServer\n"
+        "s = ForkServer([]); s.owns(sys.argv[1]); print(s.process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(scratch)], stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout is not None
+        pid = int(killed.stdout.readline())
+        killed.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 10
+    while (scratch.exists() or os.path.exists(f"/proc/{pid}")) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not scratch.exists()
+
+
+def test_a_starting_server_ends_with_its_runner(tmp_path: Path) -> None:
+    (tmp_path / "sleepy.py").write_text("import time; time.sleep(60)")
+    program = "from attnbench.forkserver import ForkServer; ForkServer(['sleepy'])"
+    marker = f"{tmp_path}#starting"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "ATTNBENCH_TEST_MARKER": marker},
+        stderr=subprocess.PIPE,
+    ) as killed:
+        assert killed.stderr is not None
+        end = time.monotonic() + 10
+        while len(alive(marker)) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+        while alive(marker) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert alive(marker) == []
+        assert killed.stderr.read() == b""
+
+
+def alive(marker: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker.encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
