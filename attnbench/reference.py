@@ -54,10 +54,11 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
     """The right answer in float64 for inputs in `bhsd`, on their device: the outputs of the direction.
 
     `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv]; dk and dv are sums over
-    the sampled rows. Further `groups` [G, 2] and `rows` [R] of the sample, and with gradients `dq_size`
-    [G, Hq/Hk, R] and `dk_size` [G, Sk]: the norm that a row would have if dO and the values were
-    independent. dP and its row sum cancel (to zero for a query with a single key), their rounding errors,
-    which are proportional to this norm, do not.
+    the sampled rows. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]: the norm that a row would have
+    if the terms of its sum were independent. Terms may cancel (dq to zero, for a query with a single key);
+    their rounding errors, which are proportional to this norm, do not. Zero where there are no terms at all.
+    Further `groups` [G, 2] and `rows` [R] of the sample, and `top_score`, the largest size of a row's largest
+    score.
     """
     blocks = _blocks(problem, sample, inputs.q.device)
     found = _compute(problem, inputs, sample, blocks, torch.float64, _keep, torch.matmul, sizes=True)
@@ -143,12 +144,13 @@ def _compute(
         "dq": (total, shared, len(sample.rows), problem.head_dim),
         "dk": (total, sk, problem.head_dim),
         "dv": (total, sk, problem.head_dim_v),
-        "dq_size": (total, shared, len(sample.rows), 1),
-        "dk_size": (total, sk, 1),
     }
     names = ["out"] if problem.direction is not Direction.BACKWARD else []
-    if inputs.dout is not None:
-        names += ["dq", "dk", "dv"] + (["dq_size", "dk_size"] if sizes else [])
+    names += ["dq", "dk", "dv"] if inputs.dout is not None else []
+    if sizes:
+        shapes |= {f"{name}_size": (*shape[:-1], 1) for name, shape in shapes.items()}
+        names += [*(f"{name}_size" for name in names), "top_score"]
+        shapes["top_score"] = ()
     results = {name: torch.zeros(shapes[name], dtype=dtype, device=inputs.q.device) for name in names}
     for start in range(0, total, together):
         here = slice(start, start + together)
@@ -168,13 +170,17 @@ def _compute(
                 product,
                 sizes,
             )
-            for name, tensor in found.items():
-                if name in ("out", "dq", "dq_size"):
+            for name in names:
+                tensor = found[name]
+                if name == "top_score":
+                    results[name] = torch.maximum(results[name], tensor)
+                elif name.startswith(("out", "dq")):
                     results[name][here, :, rows] = torch.unflatten(tensor, 1, (shared, -1))
                 else:
                     results[name][here, keys] += tensor
-    for name in names[names.index("dv") + 1 :] if sizes and inputs.dout is not None else ():
-        results[name] = results[name].squeeze(-1).sqrt()
+    for name in names:
+        if name.endswith("_size"):
+            results[name] = results[name].squeeze(-1).sqrt()
     return results
 
 
@@ -202,26 +208,50 @@ def _attend(
         s = rnd(bent.mul_(cap))
     if allowed is not None:
         torch.unflatten(s, 1, (-1, len(allowed))).masked_fill_(~allowed, -torch.inf)
-    s -= s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
-    p = s.exp_()
+    top = s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
+    p = s.sub_(top).exp_()
     p = rnd(p.div_(p.sum(-1, keepdim=True).clamp_(min=1)))  # the sum is 0, or at least exp(0)
     out = rnd(product(p, v))
-    found = {"out": out} if problem.direction is not Direction.BACKWARD else {}
+    found = {"out": out}
     if dout is not None:
         found["dv"] = product(p.mT, dout)
         ds = rnd(product(dout, v.mT))  # dP
-        delta = (p * ds).sum(-1, keepdim=True)
-        ds = rnd(ds.sub_(delta).mul_(p))
+        ds = rnd(ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p))
         for cap, slope in zip(reversed(caps), reversed(slopes), strict=True):
             ds = rnd(rnd(rnd(ds.mul_(cap)).mul_(slope)).div_(cap))
         ds = rnd(ds.mul_(problem.softmax_scale))
         found["dq"] = rnd(product(ds, k))
         found["dk"] = product(ds.mT, q)
-        if sizes:
-            for slope in slopes:
-                p.mul_(slope)
-            p.square_().mul_(problem.softmax_scale**2 / problem.head_dim_v)
-            q2, k2, v2, out2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, k, v, out, dout))
-            found["dq_size"] = dout2 * (p @ (v2 * k2) + out2 * (p @ k2))
-            found["dk_size"] = v2 * (p.mT @ (dout2 * q2)) + p.mT @ (dout2 * out2 * q2)
+    if sizes:
+        found |= _squared_sizes(problem, q, k, v, dout, out, p, slopes)
+        found["top_score"] = top.masked_fill_(top == torch.finfo(top.dtype).min, 0).abs().max()
+    return found
+
+
+def _squared_sizes(
+    problem: Problem,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor | None,
+    out: Tensor,
+    p: Tensor,
+    slopes: list[Tensor],
+) -> dict[str, Tensor]:
+    """Sums of the squared norms of the terms of each row; `p` is overwritten.
+
+    dP = dO . v and its row sum dO . out are taken for products of independent vectors:
+    (dO . v)^2 is |dO|^2 |v|^2 / Dv on average.
+    """
+    p.square_()
+    v2, out2 = v.square().sum(-1, keepdim=True), out.square().sum(-1, keepdim=True)
+    found = {"out_size": p @ v2}
+    if dout is not None:
+        q2, k2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, k, dout))
+        found["dv_size"] = p.mT @ dout2
+        for slope in slopes:
+            p.mul_(slope).mul_(slope)
+        p.mul_(problem.softmax_scale**2 / problem.head_dim_v)
+        found["dq_size"] = dout2 * (p @ (v2 * k2) + out2 * (p @ k2))
+        found["dk_size"] = v2 * (p.mT @ (dout2 * q2)) + p.mT @ (dout2 * out2 * q2)
     return found

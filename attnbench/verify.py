@@ -16,16 +16,14 @@ from attnbench.inputs import OUTPUTS, TORCH_DTYPES
 from attnbench.problem import DType, Problem
 from attnbench.records import Accuracy
 
-FACTORS = {"out": (3.0, 2.0), "dq": (3.0, 2.0), "dk": (3.0, 3.0), "dv": (3.0, 3.0)}
+FACTORS = {"out": (3.0, 2.0), "dq": (5.0, 2.0), "dk": (8.0, 3.0), "dv": (4.0, 5.0)}
 """Budget in units of the yardstick's error: of the worst row, and of the whole tensor.
 
-Those of the gradients are 1.5 x the largest ratio that a sound algorithm reached in `tests/fit_factors.py`,
-rounded up, and never below those of `out`.
+Those of the gradients are 1.5 x the largest ratio that a sound algorithm reached in `tests/fit_factors.py`
+(7,680 comparisons each: six algorithms, four dtypes, eleven shapes, five masks, both kinds, three seeds), rounded
+up, and not below those of `out`. The largest ratios are float32's and float64's, where the yardstick has no
+narrower step than a sound algorithm; in half types none exceeded 2.
 """
-
-WIDE_FACTORS = {"out": (3.0, 2.0), "dq": (5.0, 4.0), "dk": (5.0, 6.0), "dv": (4.0, 10.0)}
-"""The same for float32 and float64, whose backward pass recomputes P = exp(S - lse) in the precision of the
-yardstick, from numbers that are larger than P's own exponents, and with a faster exp."""
 
 FLOORS = {
     DType.FLOAT64: 16 * 2.0**-52,
@@ -36,20 +34,19 @@ FLOORS = {
 }
 """Half an epsilon: the rounding of the result itself. More for float64, where every chain is this good."""
 
-_WIDE = (DType.FLOAT32, DType.FLOAT64)  # sums are kept in no wider type than this
 
-
-def _floor(problem: Problem) -> float:
+def _floor(problem: Problem, top_score: float) -> float:
     """Least error that the yardstick is credited with.
 
-    Half types keep sums in float32, so only the rounding of the result remains. In a wide type the scores,
-    sums of D products, are already about sqrt(D) eps / 2 off, the weights relatively as much, and dP likewise
-    with Dv: with few rows to compare, the yardstick can be luckier than that.
+    Half types keep scores and sums in float32, so only the rounding of the result remains. In a wide type the
+    scores, sums of D products, are themselves about eps / 2 * max(sqrt(D), |score|) off, the weights
+    relatively as much, and dP likewise with Dv: a yardstick that rounds better than that was lucky.
     """
-    if problem.dtype not in _WIDE:
-        return FLOORS[problem.dtype]
-    sums = math.sqrt(max(problem.head_dim, problem.head_dim_v)) * FLOORS[DType.FLOAT32]
-    return sums if problem.dtype is DType.FLOAT32 else FLOORS[DType.FLOAT64]
+    floor = FLOORS[problem.dtype]
+    if problem.dtype in (DType.FLOAT32, DType.FLOAT64):
+        half = torch.finfo(TORCH_DTYPES[problem.dtype]).eps / 2
+        return max(floor, half * max(math.sqrt(max(problem.head_dim, problem.head_dim_v)), top_score))
+    return floor
 
 
 def inspect(
@@ -120,28 +117,27 @@ def compare(
 def _compare(
     name: str, tensor: Tensor, oracle: dict[str, Tensor], yard: Tensor, problem: Problem, share: float
 ) -> tuple[Accuracy, str | None]:
-    right, floor = oracle[name], _floor(problem)
+    right, floor = oracle[name], _floor(problem, float(oracle["top_score"]))
     tensor = tensor.to(right)
-    sizes = _sizes(name, oracle)
-    difference, rows, rms = _errors(tensor, right, sizes)
-    _, yard_rows, yard_rms = _errors(yard.to(right), right, sizes)
+    sizes = torch.maximum(_norms(right), oracle[f"{name}_size"])  # 0 where nothing contributes
+    rows, rms, largest = _errors(tensor, right, sizes)
+    yard_rows, yard_rms, _ = _errors(yard.to(right), right, sizes)
     accuracy = Accuracy(
         row=float(rows.max()),
         rms=rms,
-        max=float(difference.abs().max()),
+        max=largest,
         cosine=_cosine(tensor, right),
         yardstick_row=max(float(yard_rows.max()), floor),
         yardstick_rms=max(yard_rms, floor),
         checked_share=share,
     )
-    lost = tensor.isfinite() != right.isfinite()
+    lost = ~tensor.isfinite()
     if bool(lost.any()):
         return accuracy, f"{100 * float(lost.double().mean()):.2g} % of it is not finite"
     stray = (sizes == 0) & (tensor != 0).any(-1)
     if bool(stray.any()):
         return accuracy, f"not zero at {_place(name, stray, oracle, problem)}, where nothing contributes"
-    factors = WIDE_FACTORS if problem.dtype in _WIDE else FACTORS
-    row_factor, rms_factor = factors[name]
+    row_factor, rms_factor = FACTORS[name]
     if accuracy.row > row_factor * accuracy.yardstick_row:
         place = _place(name, rows, oracle, problem)
         return accuracy, _excess(
@@ -152,27 +148,23 @@ def _compare(
     return accuracy, None
 
 
-def _sizes(name: str, oracle: dict[str, Tensor]) -> Tensor:
-    """What a row's error is divided by: its norm; for dq and dk at least the norm it has without cancellation.
-
-    Zero where nothing contributes, so that any sound algorithm leaves exactly zero there.
-    """
-    norms = oracle[name].norm(dim=-1)
-    return torch.maximum(norms, oracle[f"{name}_size"]) if f"{name}_size" in oracle else norms
-
-
-def _errors(tensor: Tensor, right: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The difference, its norm per row over the row's size, and its norm over that of all sizes."""
-    difference = torch.nan_to_num(tensor - right, nan=math.inf, posinf=math.inf, neginf=math.inf)
-    wrong = difference.norm(dim=-1)
+def _errors(tensor: Tensor, right: Tensor, sizes: Tensor) -> tuple[Tensor, float, float]:
+    """Per row the norm of the error over the row's size, that of the tensor over all sizes, and the largest
+    error of an element; infinite where it is not a number."""
+    difference = tensor - right
+    wrong = _norms(difference).nan_to_num(nan=math.inf)
     rows = torch.where(wrong > 0, wrong / sizes, 0)
-    return difference, rows, float(torch.where(wrong.norm() > 0, wrong.norm() / sizes.norm(), 0))
+    rms = torch.where(wrong.norm() > 0, wrong.norm() / sizes.norm(), 0)
+    return rows, float(rms), float(difference.abs_().max().nan_to_num(nan=math.inf))
+
+
+def _norms(tensor: Tensor) -> Tensor:
+    return tensor.square().sum(-1).sqrt()  # several times faster than norm(dim=-1)
 
 
 def _cosine(tensor: Tensor, right: Tensor) -> float:
     """Cosine of two tensors, elements that are not finite taken as zero; 1 where both are zero."""
-    a, b = torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0).flatten(), right.flatten()
-    a, b = a / (a.abs().max() or 1), b / (b.abs().max() or 1)
+    a, b = tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(), right.flatten()
     size = float(a.norm() * b.norm())
     return float(a @ b) / size if size else float(not a.any() and not b.any())
 

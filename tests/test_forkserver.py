@@ -72,9 +72,8 @@ def test_a_child_that_ignores_term_is_killed(server: ForkServer) -> None:
 
 
 def test_a_crash_names_the_signal(server: ForkServer) -> None:
-    with running(server, "entries:segfault") as child:
-        with pytest.raises(ChildEndedError) as caught:
-            child.ask({}, 5)
+    with running(server, "entries:segfault") as child, pytest.raises(ChildEndedError) as caught:
+        child.ask({}, 5)
     assert caught.value.reason == "killed by SIGSEGV"
 
 
@@ -96,9 +95,8 @@ def test_output_is_kept_from_both_ends_and_bounded(server: ForkServer) -> None:
 
 
 def test_an_unknown_entry_shows_its_traceback(server: ForkServer) -> None:
-    with running(server, "entries:nothing") as child:
-        with pytest.raises(ChildEndedError):
-            child.ask({}, 5)
+    with running(server, "entries:nothing") as child, pytest.raises(ChildEndedError):
+        child.ask({}, 5)
     assert "has no attribute 'nothing'" in child.output.text
 
 

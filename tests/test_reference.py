@@ -178,7 +178,7 @@ def test_size_is_the_norm_without_cancellation() -> None:
         f"batch=1 seqlen=512 heads=4 head_dim=64 dtype=float32 mask=full {GRADIENTS}"
     )
     oracle = reference.oracle(problem, given, sample)
-    for name in ("dq", "dk"):
+    for name in ("out", "dq", "dk", "dv"):
         ratio = float(oracle[name].norm() / oracle[f"{name}_size"].norm())
         assert 0.9 < ratio < 1.1
     single = replace(problem, mask=Problem.parse(problem.text.replace("full", "window:left=0:right=0")).mask)

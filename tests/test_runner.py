@@ -118,10 +118,12 @@ Make = Callable[..., Runner]
 def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
     """Makes the runner of some implementations on some lengths."""
 
-    def make_runner(*only: str, lengths: str = "[16]", measure: str = "", **options: Any) -> Runner:
+    def make_runner(
+        *only: str, lengths: str = "[16]", budget: str = "20ms", launches: int = 1, **options: Any
+    ) -> Runner:
         suite: Suite = suites.parse(
             f"question: q\nbaseline: good-a\nproblems: {{seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
-            f"measure: {{preset: quick, budget: 20ms, threads: 1, {measure}}}\n",
+            f"measure: {{launches: {launches}, budget: {budget}, threads: 1}}\n",
             "s.yaml",
         )
         registry = plugins.discover([str(plugin)])
@@ -268,7 +270,7 @@ def test_an_error_that_is_not_finite_is_the_worst() -> None:
 
 
 def test_a_worker_whose_clock_was_changed_is_impossible(make: Make) -> None:
-    found = ends(make("slow-clock", "good-a", "fast-clock").run())
+    found = ends(make("slow-clock", "good-a", "fast-clock", budget="200ms").run())
     for name in ("slow-clock", "fast-clock"):
         status, reason = found[name]
         assert status is Status.IMPOSSIBLE, (name, reason)
@@ -411,7 +413,7 @@ def test_every_launch_is_a_fresh_process(
         return start(self, entry)
 
     monkeypatch.setattr(ForkServer, "start", note)
-    (row,) = make("good-a", measure="launches: 3").run()
+    (row,) = make("good-a", launches=3).run()
     assert row.timing is not None
     assert row.timing.launches == 3
     assert {block.launch for block in row.blocks} == {0, 1, 2}
@@ -443,8 +445,9 @@ def test_a_killed_runner_leaves_no_outputs_in_memory(tmp_path: Path) -> None:
     scratch.mkdir()
     (scratch / "output").write_bytes(b"x" * 1000)
     program = (
-        "import sys, time; from attnbench.forkserver import ForkServer\n"
-        "s = ForkServer([]); s.owns(sys.argv[1]); print(s.process.pid, flush=True); time.sleep(60)"
+        "import os, signal, sys, time; from attnbench.forkserver import ForkServer\n"
+        "s = ForkServer([]); os.kill(s.process.pid, signal.SIGSTOP); s.owns(sys.argv[1])\n"
+        "print(s.process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(scratch)], stdout=subprocess.PIPE, text=True
@@ -452,14 +455,18 @@ def test_a_killed_runner_leaves_no_outputs_in_memory(tmp_path: Path) -> None:
         assert killed.stdout is not None
         pid = int(killed.stdout.readline())
         killed.send_signal(signal.SIGKILL)
+    os.kill(pid, signal.SIGCONT)  # now it learns of the folder and of the end at once
     end = time.monotonic() + 10
-    while (scratch.exists() or os.path.exists(f"/proc/{pid}")) and time.monotonic() < end:
+    while scratch.exists() and time.monotonic() < end:
         time.sleep(0.01)
     assert not scratch.exists()
 
 
-def test_a_starting_server_ends_with_its_runner(tmp_path: Path) -> None:
-    (tmp_path / "sleepy.py").write_text("import time; time.sleep(60)")
+@pytest.mark.parametrize("moment", ["is born", "imports"])
+def test_a_starting_server_ends_with_its_runner(tmp_path: Path, moment: str) -> None:
+    (tmp_path / "sleepy.py").write_text(
+        "import time; from pathlib import Path\nPath(__file__).with_name('importing').touch(); time.sleep(60)"
+    )
     program = "from attnbench.forkserver import ForkServer; ForkServer(['sleepy'])"
     marker = f"{tmp_path}#starting"
     with subprocess.Popen(
@@ -469,7 +476,9 @@ def test_a_starting_server_ends_with_its_runner(tmp_path: Path) -> None:
     ) as killed:
         assert killed.stderr is not None
         end = time.monotonic() + 10
-        while len(alive(marker)) < 2 and time.monotonic() < end:
+        while time.monotonic() < end:
+            if len(alive(marker)) == 2 and (moment == "is born" or (tmp_path / "importing").exists()):
+                break
             time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
         while alive(marker) and time.monotonic() < end:

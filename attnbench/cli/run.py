@@ -29,7 +29,9 @@ def main(arguments: argparse.Namespace) -> int:
             hint="`attnbench show` works everywhere",
         )
     by = tables.axes(arguments.by)
-    budget = units.parse_seconds(arguments.time_budget) if arguments.time_budget else None
+    budget = _time_budget(arguments.time_budget)
+    if arguments.seed is not None and arguments.seed < 0:
+        raise UserError(f"--seed must be at least 0, got {arguments.seed}")
     earlier: Run | None = None
     if arguments.resume:
         folder = Path(arguments.resume)
@@ -94,6 +96,15 @@ def main(arguments: argparse.Namespace) -> int:
     if job.stopped == "interrupted":
         return INTERRUPTED
     return _code(rows, arguments.strict)
+
+
+def _time_budget(text: str | None) -> float | None:
+    """Seconds; None where there is no such bound."""
+    try:
+        return None if text is None else units.parse_seconds(text)
+    except UserError as error:
+        error.message = f"--time-budget: {error.message}"
+        raise
 
 
 def _seed(given: int | None, of_suite: int | None) -> int:
