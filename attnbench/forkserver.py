@@ -149,6 +149,11 @@ class _Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(self._end_all()))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with contextlib.suppress(BrokenPipeError):  # the runner is killed before it hears of a child's end
+            self._serve(read)
+        self._end_all()
+
+    def _serve(self, read: int) -> None:
         control = self.control.sock
         sources: list[Any] = [control, read]
         while True:
@@ -164,7 +169,7 @@ class _Server:
                 except ConnectionResetError:
                     data, fds = b"", []
                 if not data:
-                    break
+                    return
                 for line in data.splitlines():  # one request at a time is under way
                     self._obey(json.loads(line), fds)
             for pid, deadline in list(self.kill_at.items()):
@@ -172,7 +177,6 @@ class _Server:
                     del self.kill_at[pid]
                     self._signal(pid, signal.SIGKILL)
             self._reap()
-        self._end_all()
 
     def _obey(self, message: Message, fds: list[int]) -> None:
         if "scratch" in message:

@@ -37,7 +37,7 @@ def make(
     """The header of a run that is about to begin. It names no host, no user and no absolute path."""
     facts = environment.describe()
     facts["torch_build"] = dict(torch_facts)
-    facts["plugins"] = {p.owner.plugin: dict(p.environment) for p in registry.plugins if p.environment}
+    facts["plugins"] = {p.owner.plugin: told for p in registry.plugins if (told := dict(p.environment()))}
     names = {str(d): d.name or str(facts["cpu"]["model"] if d.kind == "cpu" else "") for d in plan.devices}
     used = list(dict.fromkeys(p.cell.implementation for p in plan.cells))
     versions = {name: requirements(registry.implementations[name])[0] for name in used}

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 Step = Callable[[], Any]
 """Launches the work of one call and returns what the library returns; waits for it where the library is lazy."""
 
-FORMATS = ("bshd", "bhsd", "thd")
-"""Axis orders of q, k, v and the output: batch, sequence, heads, dim; thd is packed [tokens, H, D]."""
+FORMATS = ("bshd", "bhsd")
+"""Axis orders of q, k, v and the output: batch, sequence, heads, dim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +203,13 @@ def differentiable(
         return Prepared(step=lambda: attend(inputs.q, inputs.k, inputs.v), kernel=kernel)
     import torch
 
+    if problem.direction is Direction.INFERENCE:
+
+        def infer() -> torch.Tensor:
+            with torch.inference_mode():
+                return attend(inputs.q, inputs.k, inputs.v)
+
+        return Prepared(step=infer, kernel=kernel)
     dout = inputs.dout
     assert dout is not None
     leaves = tuple(t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))

@@ -8,9 +8,10 @@ from itertools import groupby
 from attnbench.costs import flops
 from attnbench.errors import UserError
 from attnbench.implementation import Device
-from attnbench.plugins import Registry, requirements
+from attnbench.plugins import ENTRY_POINT, Registry, requirements
 from attnbench.problem import Problem, suggestion
 from attnbench.records import Cell, Status
+from attnbench.scope import computable
 from attnbench.suites import PRESETS, Suite
 
 LARGEST = 1_000_000
@@ -84,16 +85,14 @@ def make(
 ) -> Plan:
     """The plan of a suite. `missing` maps a device's text to the reason why it is unavailable.
 
+    The suite's globs choose the implementations, and those of plugins given on the command line join them;
+    `only` chooses among all instead.
     Raises `UserError` where globs match nothing, nothing is selected, the baseline is unknown, or the plan
     has more than `LARGEST` cells.
     """
-    names = registry.select(suite.implementations)
-    chosen = [n for n in names if n in registry.select(only or ["*"], without)]
+    chosen = _chosen(suite, registry, only, without)
     if not chosen:
-        raise UserError(
-            "no implementation is left to run",
-            hint="loosen --only, --without or the suite's `implementations:`",
-        )
+        raise UserError("no implementation is left to run", hint="loosen --only or --without")
     if suite.baseline is not None and suite.baseline not in registry.implementations:
         raise UserError(
             f"the baseline `{suite.baseline}` is no implementation",
@@ -109,9 +108,11 @@ def make(
     wanting = {n: reason for n in chosen if (reason := requirements(registry.implementations[n])[1])}
     cells = []
     for problem in suite.problems:
+        unverified = computable(problem)
         for device in devices:
             text, absent = str(device), (missing or {}).get(str(device))
             clock = "events" if device.kind == "cuda" and measure.clock == "wall" else measure.clock
+            beyond = unverified or _not_measured(measure.cache, clock, device)
             for name in chosen:
                 cell = Cell(
                     problem=problem.text,
@@ -122,7 +123,7 @@ def make(
                     clock=clock,
                 )
                 status, reason = None, ""
-                if why := registry.implementations[name].why_not(problem, device):
+                if why := registry.implementations[name].why_not(problem, device) or beyond:
                     status, reason = Status.UNSUPPORTED, why
                 elif absent or (why := wanting.get(name)):
                     status, reason = Status.UNAVAILABLE, absent or why or ""
@@ -133,3 +134,19 @@ def make(
         baseline=suite.baseline if suite.baseline in chosen else None,
         budget_s=PRESETS[measure.preset].budget_s if measure.budget_s is None else measure.budget_s,
     )
+
+
+def _chosen(suite: Suite, registry: Registry, only: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
+    if only:
+        return registry.select(only, without)
+    given = [name for name, plugin in registry.owners.items() if plugin.owner.source != ENTRY_POINT]
+    return registry.select([*suite.implementations, *given], without)
+
+
+def _not_measured(cache: str, clock: str, device: Device) -> str | None:
+    """A reason where no clock can measure a cell of these settings yet."""
+    if cache != "warm":
+        return f"no {cache} cache yet"
+    if clock != "wall" and device.kind == "cpu":
+        return f"no {clock} clock on a cpu"
+    return None

@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -22,6 +22,8 @@ from attnbench.problem import suggestion
 from attnbench.records import Owner
 
 GROUP = "attnbench"
+ENTRY_POINT = "entry point"
+"""`Owner.source` of an installed plugin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class Plugin:
     target: str
     """`package.module`, `package.module:attribute` or `path/to/file.py`: what `load` takes."""
     implementations: tuple[Implementation, ...] = ()
-    environment: Mapping[str, str]
+    environment: Callable[[], Mapping[str, str]] = dict
+    """Calls the hook of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def discover(extra: Sequence[str] = ()) -> Registry:
     misspelt hook, a record of the wrong type, and two plugins that bring the same name.
     """
     found = [
-        _load(point.name, "entry point", point.value, _version(point.dist.name if point.dist else None))
+        _load(point.name, ENTRY_POINT, point.value, _version(point.dist.name if point.dist else None))
         for point in sorted(
             entry_points(group=GROUP), key=lambda p: (not p.value.startswith("attnbench."), p.name)
         )
@@ -102,24 +105,25 @@ def discover(extra: Sequence[str] = ()) -> Registry:
 
 def load(target: str) -> Mapping[str, Implementation]:
     """The implementations of one plugin, as a worker needs them. Raises whatever the plugin raises."""
-    return {found.name: found for found in _collect(_manager(_import(target), target), target)[0]}
+    return {found.name: found for found in _collect(_manager(_import(target), target), target)}
 
 
 def _load(name: str, source: str, target: str, dist_version: str) -> Plugin:
     owner = Owner(plugin=name, source=source, version=dist_version)
     try:
         module = _import(target)
-        implementations, facts = _collect(_manager(module, name), name)
+        manager = _manager(module, name)
+        implementations = _collect(manager, name)
     except (KeyboardInterrupt, PluginError):
         raise
     except BaseException as error:  # a plugin may raise SystemExit while it is imported
         reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
-        return Plugin(owner=replace(owner, error=reason), target=target, environment={})
+        return Plugin(owner=replace(owner, error=reason), target=target)
     return Plugin(
         owner=replace(owner, source_hash=_hash(module)),
         target=target,
         implementations=implementations,
-        environment=facts,
+        environment=lambda: _facts(manager),
     )
 
 
@@ -168,18 +172,18 @@ def _manager(module: Any, name: str) -> pluggy.PluginManager:
     return manager
 
 
-def _collect(manager: pluggy.PluginManager, name: str) -> tuple[tuple[Implementation, ...], dict[str, str]]:
-    def flat(results: Iterable[Iterable[Any]]) -> list[Any]:
-        return [record for result in results for record in result]
-
-    records = flat(manager.hook.attnbench_implementations())
-    facts = {str(k): str(v) for result in manager.hook.attnbench_environment() for k, v in result.items()}
+def _collect(manager: pluggy.PluginManager, name: str) -> tuple[Implementation, ...]:
+    records = [record for result in manager.hook.attnbench_implementations() for record in result]
     for record in records:
         if not isinstance(record, Implementation):
             raise PluginError(
                 f"plugin `{name}` brought {record!r}", hint="yield attnbench.Implementation records"
             )
-    return tuple(records), facts
+    return tuple(records)
+
+
+def _facts(manager: pluggy.PluginManager) -> dict[str, str]:
+    return {str(k): str(v) for result in manager.hook.attnbench_environment() for k, v in result.items()}
 
 
 def _hash(module: Any) -> str:

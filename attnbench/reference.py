@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnbench.implementation import Inputs
-from attnbench.problem import Dense, Direction, DType, Full, Problem, Softcap, Softmax
+from attnbench.problem import Direction, DType, Full, Problem, Softcap
 
 if TYPE_CHECKING:
     from attnbench.inputs import Sample
@@ -28,26 +28,6 @@ _ROWS = 128  # query rows at once: so few that keys which none of them may atten
 
 Rounding = Callable[[Tensor], Tensor]
 Product = Callable[[Tensor, Tensor], Tensor]
-
-
-def computable(problem: Problem) -> str | None:
-    """None where the oracle can compute `problem`, else the reason in words."""
-    if not isinstance(problem.mechanism, Softmax):
-        return f"no reference for the {problem.mechanism.name} mechanism yet"
-    if not problem.mask.by_index:
-        return f"no reference for the {problem.mask} mask yet"
-    for modifier in problem.modifiers:
-        if not isinstance(modifier, Softcap):
-            return f"no reference for {modifier.name} yet"
-    if problem.dtype in (DType.FLOAT8_E4M3, DType.INT8) or problem.kv_dtype != problem.dtype:
-        return f"no reference for {problem.dtype.value} q with {problem.kv_dtype.value} k and v yet"
-    if not isinstance(problem.layout, Dense) or problem.uniform is None:
-        return "no reference for packed, paged or ragged batches yet"
-    if 0 in problem.uniform:
-        return "no reference for empty sequences yet"
-    if problem.dropout:
-        return "no reference for dropout yet"
-    return "no reference for shared k and v yet" if problem.shared_kv else None
 
 
 def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:

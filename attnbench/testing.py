@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from attnbench import inputs, reference, suites, verify
+from attnbench import inputs, reference, scope, suites, verify
 from attnbench.implementation import Device, Implementation, Prepared
 from attnbench.plugins import Registry
 from attnbench.problem import Problem, problem_from
@@ -85,10 +85,7 @@ def samples(implementation: Implementation, device: Device) -> Iterator[Problem]
                 for length in lengths:
                     for heads in ({"heads": 4}, {"heads_q": 4, "heads_kv": 2}):
                         found = problem(dtype=dtype, mask=mask, direction=direction, **length, **heads)
-                        if (
-                            reference.computable(found) is None
-                            and implementation.why_not(found, device) is None
-                        ):
+                        if scope.computable(found) is None and implementation.why_not(found, device) is None:
                             yield found
 
 
@@ -100,7 +97,7 @@ def check(
     where = Device(kind=device.partition(":")[0])
     given = suites.suite_of_problem(text).problems if text else samples(implementation, where)
     for one in given:
-        reason = implementation.why_not(one, where)
+        reason = implementation.why_not(one, where) or scope.computable(one)
         if reason is None:
             try:
                 reason = verdict(implementation, one, device)

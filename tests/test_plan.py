@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from attnbench import plan, suites
+from attnbench import plan, plugins, suites
 from attnbench.errors import PluginError, UserError
 from attnbench.implementation import Capabilities, Device, Implementation
 from attnbench.plugins import Registry
@@ -270,3 +271,55 @@ def test_a_suite_of_a_million_combinations_is_refused_before_it_is_expanded(tmp_
     assert "1,001,000 combinations of values, more than 1,000,000" in err
     assert seconds < 1  # expanding them takes about twenty
     assert peak < 100e6
+
+
+@pytest.mark.parametrize(
+    "axis", ["modifiers: alibi", "layout: packed", "dropout: 0.1", "mask: document:count=2"]
+)
+def test_what_cannot_be_verified_is_not_timed_whatever_a_plugin_says(tmp_path: Path, axis: str) -> None:
+    key, value = axis.split(": ")
+    found = suites.suite_of_problem(f"seqlen=64 heads=2 head_dim=16 {key}={value}")
+    registry = plugins.discover()
+    able = registry.implementations["torch-naive"]
+    everything = dataclasses.replace(
+        able.capabilities,
+        modifiers=frozenset({"alibi"}),
+        layouts=frozenset({"dense", "packed"}),
+        masks=frozenset({"full", "document"}),
+        dropout=True,
+    )
+    able = dataclasses.replace(able, capabilities=everything)
+    boasting = dataclasses.replace(registry, implementations={"torch-naive": able})
+    (cell,) = plan.make(found, boasting, devices=plan.resolve(["cpu"]), threads=1, only=["torch-naive"]).cells
+    assert cell.status is Status.UNSUPPORTED
+    assert "no reference" in cell.reason
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("measure.cache=cold", "no cold cache yet"), ("measure.clock=events", "no events clock on a cpu")],
+)
+def test_a_setting_that_cannot_be_measured_yet_is_a_row_with_its_reason(setting: str, reason: str) -> None:
+    suite = suites.suite_of_problem("seqlen=64 heads=2 head_dim=16", [setting])
+    made = plan.make(suite, plugins.discover(), devices=plan.resolve(["cpu"]), threads=1)
+    assert {(cell.status, cell.reason) for cell in made.cells} == {(Status.UNSUPPORTED, reason)}
+
+
+def test_a_plugin_given_on_the_command_line_joins_the_suites_implementations(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from attnbench import Capabilities, Implementation, hookimpl\n"
+        "@hookimpl\ndef attnbench_implementations():\n"
+        "    can = Capabilities(dtypes=frozenset({'float32'}))\n"
+        "    yield Implementation(name='mine', summary='', capabilities=can, prepare=lambda p, i: lambda: i.q)\n"
+    )
+    suite = suites.suite_of_problem("seqlen=64 heads=2 head_dim=16", ["implementations=torch-sdpa"])
+    registry = plugins.discover([str(path)])
+    names = [
+        [
+            c.cell.implementation
+            for c in plan.make(suite, registry, devices=plan.resolve(["cpu"]), threads=1, only=only).cells
+        ]
+        for only in ([], ["numpy"])
+    ]
+    assert names == [["torch-sdpa", "mine"], ["numpy"]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnbench import inputs, reference
+from attnbench import inputs, reference, scope
 from attnbench.implementation import Inputs
 from attnbench.problem import Problem, Softcap
 
@@ -205,11 +205,11 @@ def test_size_is_the_norm_without_cancellation() -> None:
 )
 def test_what_cannot_be_computed_yet_is_said_in_words(change: str, reason: str | None) -> None:
     problem = Problem.parse(f"batch=1 seqlen=8 heads=1 head_dim=8 dtype=float32 {change}")
-    assert reference.computable(problem) == reason
+    assert scope.computable(problem) == reason
 
 
 def test_ragged_and_empty_batches_cannot_be_computed_yet() -> None:
     problem = Problem.parse("requests=1q8_1q4 heads=1 head_dim=8 dtype=float32 mask=full")
-    assert reference.computable(problem) == "no reference for packed, paged or ragged batches yet"
+    assert scope.computable(problem) == "no reference for packed, paged or ragged batches yet"
     empty = replace(problem, sequences=((0, 4),))
-    assert reference.computable(empty) == "no reference for empty sequences yet"
+    assert scope.computable(empty) == "no reference for empty sequences yet"

@@ -462,6 +462,29 @@ def test_a_killed_runner_leaves_no_outputs_in_memory(tmp_path: Path) -> None:
     assert not scratch.exists()
 
 
+def test_a_runner_that_is_killed_while_a_worker_ends_leaves_nothing_either(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    program = (
+        "import os, signal, sys, time; from attnbench.forkserver import ForkServer\n"
+        "s = ForkServer(['entries']); s.owns(sys.argv[1]); a = s.start('entries:leave'); a.ask({}, 5)\n"
+        "a.channel.sock.close()  # it ends, and the server waits for what it leaves behind\n"
+        "time.sleep(0.2); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    marker = f"{tmp_path}#ending"
+    path = str(Path(__file__).parent / "entries")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(scratch)],
+        env={**os.environ, "PYTHONPATH": path, "ATTNBENCH_TEST_MARKER": marker},
+        stderr=subprocess.PIPE,
+    ) as killed:
+        assert killed.stderr is not None
+        told = killed.stderr.read()  # until the server, which shares it, has ended too
+    assert (killed.returncode, told) == (-signal.SIGKILL, b"")
+    assert not scratch.exists()
+    assert alive(marker) == []
+
+
 @pytest.mark.parametrize("moment", ["is born", "imports"])
 def test_a_starting_server_ends_with_its_runner(tmp_path: Path, moment: str) -> None:
     (tmp_path / "sleepy.py").write_text(
