@@ -238,8 +238,9 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
 
     The choice always holds the first and the last row, rows at the edges of the first and last blocks of 64
     and 128, the rows where a window leaves the ends of the keys, and the first and the last group; the rest
-    of `work` goes to further groups, then to random rows and block edges. Only where those that are always
-    held cost more than `work` (above some 100k keys) is it exceeded.
+    of `work` goes to further groups, then to random rows and block edges. Where those that are always
+    held (up to 18 rows of two groups) already cost more than `work`, it is exceeded: 2e9 flop are too few
+    from some 30k keys on for groups of four heads of 128, and from 10k with gradients.
     """
     assert problem.uniform is not None
     sq, sk = problem.uniform

@@ -5,8 +5,9 @@ S = scale q k^T, softcap, mask, P = softmax(S), out = P v; dv = P^T dO, dP = dO 
 dS = P (dP - rowsum(P dP)) and back through softcap and scale, dq = dS k, dk = dS^T q. They differ in
 the precision in which each step is kept. A query that may attend to no key has output and gradient zero.
 
-Memory beside inputs and results: about six matrices of `_BLOCK` elements, and the keys and values of the
-groups in flight (one, at long context) in the wider type, twice with gradients.
+Memory beside inputs and results: about six matrices of `_BLOCK` elements, the keys and values of the groups
+in flight (one, at long context) in the wider type, and a byte for each sampled row and key where there is a
+mask.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ tolerance would mean nothing: the output's spread falls with Sk, and so does the
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -118,17 +118,20 @@ def _compare(
     name: str, tensor: Tensor, oracle: dict[str, Tensor], yard: Tensor, problem: Problem, share: float
 ) -> tuple[Accuracy, str | None]:
     right, floor = oracle[name], _floor(problem, float(oracle["top_score"]))
-    tensor = tensor.to(right)
-    sizes = torch.maximum(_norms(right), oracle[f"{name}_size"])  # 0 where nothing contributes
-    rows, rms, largest = _errors(tensor, right, sizes)
-    yard_rows, yard_rms, _ = _errors(yard.to(right), right, sizes)
+    tensor = tensor.to(right.device)
+    norms = torch.stack([_norms(group) for group in right])
+    sizes = torch.maximum(norms, oracle[f"{name}_size"])  # 0 where nothing contributes
+    yard = torch.where(
+        yard.isfinite(), yard, right.to(yard)
+    )  # a chain that overflowed must not allow anything
+    found, allowed = _errors(tensor, right, sizes), _errors(yard, right, sizes)
     accuracy = Accuracy(
-        row=float(rows.max()),
-        rms=rms,
-        max=largest,
-        cosine=_cosine(tensor, right),
-        yardstick_row=max(float(yard_rows.max()), floor),
-        yardstick_rms=max(yard_rms, floor),
+        row=float(found.rows.max()),
+        rms=found.rms,
+        max=found.max,
+        cosine=found.cosine,
+        yardstick_row=max(float(allowed.rows.max()), floor),
+        yardstick_rms=max(allowed.rms, floor),
         checked_share=share,
     )
     lost = ~tensor.isfinite()
@@ -139,7 +142,7 @@ def _compare(
         return accuracy, f"not zero at {_place(name, stray, oracle, problem)}, where nothing contributes"
     row_factor, rms_factor = FACTORS[name]
     if accuracy.row > row_factor * accuracy.yardstick_row:
-        place = _place(name, rows, oracle, problem)
+        place = _place(name, found.rows, oracle, problem)
         return accuracy, _excess(
             "row", accuracy.row, row_factor, accuracy.yardstick_row
         ) + f", worst at {place}"
@@ -148,25 +151,41 @@ def _compare(
     return accuracy, None
 
 
-def _errors(tensor: Tensor, right: Tensor, sizes: Tensor) -> tuple[Tensor, float, float]:
-    """Per row the norm of the error over the row's size, that of the tensor over all sizes, and the largest
-    error of an element; infinite where it is not a number."""
-    difference = tensor - right
-    wrong = _norms(difference).nan_to_num(nan=math.inf)
-    rows = torch.where(wrong > 0, wrong / sizes, 0)
-    rms = torch.where(wrong.norm() > 0, wrong.norm() / sizes.norm(), 0)
-    return rows, float(rms), float(difference.abs_().max().nan_to_num(nan=math.inf))
+@dataclass(frozen=True, kw_only=True)
+class _Errors:
+    """How far a tensor is from the right one; infinite where it is not finite."""
+
+    rows: Tensor
+    """Norm of the error of each row over the row's size."""
+    rms: float
+    max: float
+    cosine: float
+    """Elements that are not finite taken as zero; 1 where both tensors are zero."""
+
+
+def _errors(tensor: Tensor, right: Tensor, sizes: Tensor) -> _Errors:
+    """Group by group, so that the differences stay in the cache."""
+    wrong, largest, sums = [], [0.0], torch.zeros(3, dtype=torch.float64)
+    for group, want in zip(tensor, right, strict=True):
+        got = group.to(want)
+        difference = (got - want).nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+        wrong.append(_norms(difference))
+        largest.append(float(difference.abs_().max()))
+        a, b = got.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(), want.flatten()
+        sums += torch.stack([a @ b, a @ a, b @ b]).cpu()
+    norms = torch.stack(wrong)
+    dot, aa, bb = sums.tolist()
+    total, size = float(norms.norm()), float(sizes.norm())
+    return _Errors(
+        rows=torch.where(norms > 0, norms / sizes, 0),
+        rms=total / size if size else math.inf if total else 0.0,
+        max=max(largest),
+        cosine=dot / math.sqrt(aa * bb) if aa * bb else float(aa == bb),
+    )
 
 
 def _norms(tensor: Tensor) -> Tensor:
     return tensor.square().sum(-1).sqrt()  # several times faster than norm(dim=-1)
-
-
-def _cosine(tensor: Tensor, right: Tensor) -> float:
-    """Cosine of two tensors, elements that are not finite taken as zero; 1 where both are zero."""
-    a, b = tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(), right.flatten()
-    size = float(a.norm() * b.norm())
-    return float(a @ b) / size if size else float(not a.any() and not b.any())
 
 
 def _place(name: str, weight: Tensor, oracle: dict[str, Tensor], problem: Problem) -> str:

@@ -1,6 +1,6 @@
 """How large sound algorithms' errors are in units of the yardstick's: the source of `verify.FACTORS`.
 
-Run by hand, `python tests/fit_factors.py` (about four minutes on one core): it prints, per tensor and dtype, the
+Run by hand, `python tests/fit_factors.py` (about three minutes on one core): it prints, per tensor and dtype, the
 largest ratio of a sound algorithm's error to the yardstick's over shapes, masks, kinds and seeds, of the worst
 row and of the whole tensor, the rejections at the factors in force, and the factors that the ratios suggest.
 """

@@ -453,6 +453,18 @@ def test_the_yardstick_is_credited_with_the_rounding_of_the_result() -> None:
         assert accuracy.yardstick_row == half * (scores if dtype is DType.FLOAT32 else 1)
 
 
+def test_a_yardstick_that_overflowed_allows_no_more_than_its_other_rows_do() -> None:
+    there = case("batch=1 seqlen=32 heads=1 head_dim=16 dtype=float16 mask=full", "normal")
+    out = wide(there.problem, there.inputs)["out"]
+    yard = there.yard["out"].clone()
+    yard[0, 0, 3], yard[0, 0, 4, 0] = math.inf, math.nan
+    wrong = torch.cat([out[:, :, :1] * 1.5, out[:, :, 1:]], 2)
+    for given, accepted in ((out, True), (wrong, False)):
+        accuracy, reason = verify.compare({"out": given}, there.oracle, {"out": yard}, there.problem, 1.0)
+        assert (reason is None) == accepted
+        assert math.isfinite(accuracy.yardstick_row)
+
+
 def test_the_worst_of_two_kinds_takes_every_field_from_the_worse_one() -> None:
     one = Accuracy(row=1, rms=4, max=1, cosine=0.9, yardstick_row=2, yardstick_rms=1, checked_share=1)
     two = Accuracy(row=2, rms=3, max=5, cosine=0.99, yardstick_row=1, yardstick_rms=3, checked_share=0.5)
