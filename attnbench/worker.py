@@ -9,7 +9,7 @@ import gc
 import os
 import resource
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -79,7 +79,8 @@ class Job:
         self.device: str = message["device"]
         self.seed: int = message["seed"]
         self.folder: str = message["folder"]
-        self._confine(message["memory_bytes"], message["threads"])
+        self.threads: int = message["threads"]
+        self._confine(message["memory_bytes"], self.threads)
         self.implementation: Implementation = plugins.load(message["target"])[message["implementation"]]
         self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
         self.inputs: Inputs = inputs.make(
@@ -94,8 +95,8 @@ class Job:
         self.last: Any = None
 
     def _confine(self, memory_bytes: int, threads: int) -> None:
-        torch.set_num_threads(threads)
-        threadpool_limits(threads)
+        torch.set_num_threads(1)  # until `prepare`: a first parallel region costs more than it saves here
+        threadpool_limits(threads, user_api="blas")
         if self.device == "cpu":
             with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
                 score.write("1000")  # if the kernel must kill something, then this
@@ -111,12 +112,21 @@ class Job:
             torch.cuda.synchronize(self.device)
 
     def _prepare(self) -> float:
+        torch.set_num_threads(self.threads)
         start = perf_counter()
         prepared = self.implementation.prepare(self.problem, self.inputs)
         self._synchronize()
         seconds = perf_counter() - start
         self.prepared = prepared if isinstance(prepared, Prepared) else Prepared(step=prepared)
         return seconds
+
+    @contextlib.contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.threads)
 
     def _call(self) -> tuple[Any, float]:
         start = perf_counter()
@@ -157,8 +167,8 @@ class Job:
         """Prepare for blocks, and say how long a call takes."""
         gc.collect()
         gc.disable()
-        self._prepare()
         self.checksum = inputs.checksum(self.inputs)
+        self._prepare()
         call_s = self._call()[1]
         return {"call_s": call_s if call_s > LONG_CALL_S else self._call()[1]}
 
@@ -203,18 +213,21 @@ class Job:
         return measure.total_bytes(outputs if isinstance(outputs, tuple | list) else [outputs])
 
     def _unchanged(self, before: tuple[int, ...]) -> None:
-        if inputs.checksum(self.inputs) != before:
+        with self._one_thread():
+            after = inputs.checksum(self.inputs)
+        if after != before:
             raise WrongError("the inputs were changed by the call")
 
     def _renewed(self) -> tuple[str, float]:
         """Outputs for the peaked inputs, written into the same storage, and the seconds of their call."""
         form = self.implementation.qkv_format
-        inputs.overwrite(self.inputs, self.problem, kind="peaked", seed=self.seed, qkv_format=form)
-        if self.sample.share < 1:
-            inputs.mask_dout(self.inputs, self.sample, form)
+        with self._one_thread():
+            inputs.overwrite(self.inputs, self.problem, kind="peaked", seed=self.seed, qkv_format=form)
+            if self.sample.share < 1:
+                inputs.mask_dout(self.inputs, self.sample, form)
+            before = inputs.checksum(self.inputs)
         if self.prepared.refresh:
             self.prepared.refresh()
-        before = inputs.checksum(self.inputs)
         self._poison()
         raw, seconds = self._call()
         written = self._output("peaked", raw)

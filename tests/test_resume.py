@@ -20,9 +20,6 @@ from pathlib import Path
 import pytest
 
 PLUGIN = """
-import ctypes
-from pathlib import Path
-
 from attnbench import Capabilities, Implementation, hookimpl
 
 
@@ -46,16 +43,27 @@ def plain(q, k, v):
     return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
-def hangs_in_c(q, k, v):
+@hookimpl
+def attnbench_implementations():
+    yield record("mine-fused", fused)
+    yield record("mine-plain", plain)
+"""
+HANGING = """
+import ctypes
+from pathlib import Path
+
+from attnbench import Capabilities, Implementation, hookimpl
+
+
+def prepare(problem, inputs):
     Path(__file__).with_name("hanging").touch()
     ctypes.CDLL(None).sleep(600)
 
 
 @hookimpl
 def attnbench_implementations():
-    yield record("mine-fused", fused)
-    yield record("mine-plain", plain)
-    yield record("hangs-in-c", hangs_in_c)
+    can = Capabilities(dtypes=frozenset({"float32"}))
+    yield Implementation(name="hangs-in-c", summary="", capabilities=can, prepare=prepare)
 """
 
 SUITE = """
@@ -132,7 +140,11 @@ def attnbench(here: Path, *words: str, marker: str = "", program: str = "") -> "
 
 
 def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -320,8 +332,9 @@ def test_an_interrupted_run_says_how_to_go_on(workshop: Workshop, number: signal
 
 def test_ctrl_c_ends_a_job_that_hangs_in_c(workshop: Workshop) -> None:
     folder = workshop.here / "hung"
-    words = ["run", "--problem", "batch=1 seqlen=8 heads=1 head_dim=8", "--plugin", "mine.py"]
-    words += ["--only", "hangs-in-c", "--only", "mine-fused", "-o", folder.name]
+    (workshop.here / "hangs.py").write_text(HANGING)
+    words = ["run", "--problem", "batch=1 seqlen=8 heads=1 head_dim=8", "--plugin", "hangs.py"]
+    words += ["--only", "hangs-in-c", "--only", "torch-sdpa", "-o", folder.name]
     process = attnbench(workshop.here, *words, marker=f"{folder}#")
     end = time.monotonic() + 60
     while not (workshop.here / "hanging").exists() and time.monotonic() < end:
