@@ -12,7 +12,6 @@ from attnbench.clocks import BLOCK_SAMPLES, CudaEvents, FakeClock, Pace, Taken, 
 from attnbench.implementation import Prepared
 from attnbench.measure import Course
 
-
 COUNTER_ERROR = 2 * (os.cpu_count() or 1) * 32 * 4096 + 2**16
 """Linux counts resident pages per processor in batches of 32 pages, and two readings are subtracted; further a
 few pages of the interpreter's own."""
