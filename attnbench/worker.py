@@ -6,6 +6,7 @@ Answers one message at a time; whatever goes wrong in the implementation is an a
 import contextlib
 import dataclasses
 import gc
+import io
 import os
 import resource
 import traceback
@@ -23,6 +24,8 @@ from attnbench.problem import Direction, Problem
 from attnbench.records import Status
 
 Answer = dict[str, Any]
+
+torch.save(torch.zeros(1), io.BytesIO())  # its first call imports, once here instead of in every child
 
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "not enough memory")
 
@@ -202,12 +205,13 @@ class Job:
 
     def _poison(self) -> None:
         """Leave NaN in memory that an allocator may hand out again: an output never written shows."""
-        for _ in range(2):
-            held = [
-                torch.full(shape, float("nan"), dtype=self.inputs.q.dtype, device=self.device)
-                for shape in self._shapes()
-            ]
-            del held
+        with self._one_thread():
+            for _ in range(2):
+                held = [
+                    torch.full(shape, float("nan"), dtype=self.inputs.q.dtype, device=self.device)
+                    for shape in self._shapes()
+                ]
+                del held
 
     def _bytes(self, outputs: Any) -> int:
         return measure.total_bytes(outputs if isinstance(outputs, tuple | list) else [outputs])
@@ -240,7 +244,8 @@ class Job:
         found = verify.inspect(self.prepared.read(raw), self.problem, self.inputs, self.device, form)
         if isinstance(found, str):
             raise WrongError(found)
-        picked = inputs.pick(found, self.problem, self.sample, form)
+        with self._one_thread():
+            picked = inputs.pick(found, self.problem, self.sample, form)
         if name == "timed" and self.sample.share < 1:  # dk and dv of the timed call saw all of dout
             picked = {key: value for key, value in picked.items() if key not in ("dk", "dv")}
         path = os.path.join(self.folder, f"{os.getpid()}-{name}")
