@@ -136,7 +136,7 @@ def _compare(
     )
     lost = ~tensor.isfinite()
     if bool(lost.any()):
-        return accuracy, f"{100 * float(lost.double().mean()):.2g} % of it is not finite"
+        return accuracy, f"{100 * float(lost.double().mean()):.3g} % of it is not finite"
     stray = (sizes == 0) & (tensor != 0).any(-1)
     if bool(stray.any()):
         return accuracy, f"not zero at {_place(name, stray, oracle, problem)}, where nothing contributes"
