@@ -311,10 +311,10 @@ def test_a_source_that_is_gone_is_an_error(tmp_path: Path) -> None:
 def test_scrubbing_replaces_places_and_names_but_not_parts_of_words(
     frodo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (frodo / "work").mkdir()
-    monkeypatch.chdir(frodo / "work")
+    (frodo / "bench").mkdir()
+    monkeypatch.chdir(frodo / "bench")
 
-    assert scrub(f"{frodo}/work/a.py and {frodo}/b.py") == "<cwd>/a.py and <home>/b.py"
+    assert scrub(f"{frodo}/bench/a.py and {frodo}/b.py") == "<cwd>/a.py and <home>/b.py"
     assert scrub("frodo@bag-end (bag-end.shire.example)") == "<user>@<host> (<host>)"
     assert scrub("frodos workshop, bag-ends") == "frodos workshop, bag-ends"
 

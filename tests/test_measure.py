@@ -1,6 +1,5 @@
 import itertools
 import math
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +10,6 @@ from attnbench import measure
 from attnbench.clocks import BLOCK_SAMPLES, CudaEvents, FakeClock, Pace, Taken, WallClock, pace
 from attnbench.implementation import Prepared
 from attnbench.measure import Course
-
-COUNTER_ERROR = 2 * (os.cpu_count() or 1) * 32 * 4096 + 2**16
-"""Linux counts resident pages per processor in batches of 32 pages, and two readings are subtracted; further a
-few pages of the interpreter's own."""
 
 
 def nothing() -> None:
@@ -195,8 +190,8 @@ def test_known_allocations_are_found_in_a_process_of_their_own() -> None:
 
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for size in (2**20, 2**24, 2**28):
-            found = pool.apply(_workspace, (size,))
-            assert abs(found - size) <= COUNTER_ERROR, size
+            found = sorted(pool.apply(_workspace, (size,)) for _ in range(3))[1]
+            assert abs(found - size) <= 0.3 * 2**20, size
 
 
 def _workspace(size: int) -> int:

@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", metavar="DIR", help="the run's folder (default: results/SUITE-TIME)")
     run.add_argument("--resume", metavar="DIR", help="go on with a run that was interrupted")
     run.add_argument("--seed", type=int, help="of inputs and order; by default it changes from run to run")
-    run.add_argument("--time-budget", metavar="TIME", help="stop after 90s, 10m, 1h; the rest is `not run`")
+    run.add_argument(
+        "--time-budget", metavar="TIME", help="start no further job after 90s, 10m, 1h; the rest is `not run`"
+    )
     run.add_argument("--strict", action="store_true", help="exit 1 for out of memory and timed out too")
     run.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
