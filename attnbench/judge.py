@@ -37,16 +37,18 @@ class Judge:
         self.seed: int = message["seed"]
         self.device: str = message["device"]
         self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
-        self._known: dict[str, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
+        self._known: dict[str, verify.Standard] = {}
 
-    def _references(self, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _standard(self, kind: str) -> verify.Standard:
         if kind not in self._known:
             made = inputs.make(self.problem, kind=kind, seed=self.seed, device=self.device, qkv_format="bhsd")
             if self.sample.share < 1:
                 inputs.mask_dout(made, self.sample, "bhsd")
-            self._known[kind] = (
+            self._known[kind] = verify.Standard(
+                self.problem,
                 reference.oracle(self.problem, made, self.sample),
                 reference.yardstick(self.problem, made, self.sample),
+                self.sample.share,
             )
         return self._known[kind]
 
@@ -54,6 +56,5 @@ class Judge:
         """The accuracy of an output, and None or the reason why it is wrong."""
         actual = torch.load(message["path"], weights_only=True)
         os.unlink(message["path"])
-        oracle, yardstick = self._references(message["kind"])
-        accuracy, reason = verify.compare(actual, oracle, yardstick, self.problem, self.sample.share)
+        accuracy, reason = self._standard(message["kind"]).compare(actual)
         return {"accuracy": dataclasses.asdict(accuracy), "wrong": reason}

@@ -36,12 +36,16 @@ class Course:
     width: float = WIDTH
     blocks: list[Block] = field(default_factory=list)
     launch: int = 0
+    first: int = 0
+    """Index of the first block since `begin`."""
     spent_s: float = 0.0
-    """Token time of this launch, by the parent's clock."""
+    """Token time since `begin`, by the parent's clock."""
     elapsed_s: float = 0.0
     """Token time of all launches."""
     accounts: list[tuple[float, float]] = field(default_factory=list)
     """Seconds of each block by the worker's clock and by the parent's."""
+    inner: int = 1
+    """Calls in a sample of the last block."""
     stop_reason: str = ""
 
     @property
@@ -53,17 +57,25 @@ class Course:
         return pace(self.call_s, self.budget_s / self.launches)
 
     def add(self, taken: Taken, elapsed_s: float, round_: int) -> None:
-        """Take in a block that the parent saw last `elapsed_s` seconds."""
+        """Take in a block that the parent saw last `elapsed_s` seconds.
+
+        The canary's second call, from which the pace is chosen, may be many times slower than the others. Where
+        the first block, or one without a warm-up, shows this, the blocks so far were too short and do not count.
+        """
+        before, unwarmed, self.inner = self.call_s, self.slow, self.pace.inner
         self.blocks.append(
             Block(round=round_, launch=self.launch, seconds=taken.seconds, flagged=taken.flagged)
         )
         self.spent_s += elapsed_s
         self.elapsed_s += elapsed_s
-        self.accounts.append((max(taken.busy_s, sum(taken.seconds) * self.pace.inner), elapsed_s))
+        self.accounts.append((max(taken.busy_s, sum(taken.seconds) * self.inner), elapsed_s))
+        self.call_s = min(self.call_s, *taken.seconds)
+        if (unwarmed or len(self.blocks) == self.first + 1) and self.call_s < before / 2:
+            del self.blocks[self.first :]
 
-    def next_launch(self) -> None:
-        self.launch += 1
-        self.spent_s = 0.0
+    def begin(self, launch: int) -> None:
+        """Start a launch, or the part of it in another cohort, with a share of the budget of its own."""
+        self.launch, self.first, self.spent_s = launch, len(self.blocks), 0.0
 
     @property
     def values(self) -> list[list[float]]:
@@ -75,12 +87,15 @@ class Course:
             for launch in range(self.launch + 1)
         ]
 
-    def enough(self) -> bool:
-        """Whether this launch may end: narrow enough, or out of budget; never before the least calls."""
-        here = [b for b in self.blocks if b.launch == self.launch]
+    def enough(self, hurry: bool = False) -> bool:
+        """Whether this launch may end: narrow enough, out of budget, or in a hurry; never before the least calls."""
+        here = self.blocks[self.first :]
         calls = sum(len(b.seconds) for b in here)
         if calls < LEAST_CALLS:
             return False
+        if hurry:
+            self.stop_reason = "time budget"
+            return True
         if self.spent_s + self.call_s >= self.budget_s / self.launches:
             self.stop_reason = "slow call" if self.slow else "budget"
             return True
@@ -122,7 +137,7 @@ class Course:
             n_flagged=sum(len(b.flagged) for b in self.blocks),
             rounds=len(self.blocks),
             launches=self.launch + 1,
-            inner=self.pace.inner,
+            inner=self.inner,
             stop_reason=self.stop_reason,
             setup_s=setup_s,
             first_call_s=first_call_s,
@@ -135,7 +150,7 @@ class Course:
 def return_memory_eagerly() -> None:
     """Make glibc take every block from 64 KiB on from the system and give it back at once.
 
-    Only in a process that measures memory: it slows a call up to five times.
+    Only in a process that measures no more times: it slows a call up to five times.
     """
     libc = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):  # a C library without mallopt
@@ -150,8 +165,8 @@ def _status_bytes(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _resident_peak(call: Callable[[], Any]) -> int:
-    """Bytes by which the resident memory rose at its highest during `call`."""
+def _resident_peak(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Bytes by which the resident memory rose at its highest during `call`, and what it returned."""
     gc.collect()
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -160,41 +175,35 @@ def _resident_peak(call: Callable[[], Any]) -> int:
     os.close(fd)
     before = _status_bytes("VmRSS:")
     kept = call()
-    peak = _status_bytes("VmHWM:") - before
-    del kept
-    return peak
+    return _status_bytes("VmHWM:") - before, kept
 
 
-def _cuda_peak(call: Callable[[], Any], torch: Any, device: str) -> int:
+def _cuda_peak(call: Callable[[], Any], torch: Any, device: str) -> tuple[int, Any]:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     kept = call()
     torch.cuda.synchronize(device)
-    peak = int(torch.cuda.max_memory_allocated(device) - before)
-    del kept
-    return peak
+    return int(torch.cuda.max_memory_allocated(device) - before), kept
 
 
 def memory(prepared: Prepared, device: str, input_bytes: int, output_bytes: Callable[[Any], int]) -> Memory:
-    """Memory of one call after a first one that is not measured. Raises what the step raises.
+    """Memory of one call of a step that has been called before. Raises what the step raises.
 
     The workspace is the rise of the peak during the call, less the output that the call returns.
     """
-    first = prepared.step()
-    out = output_bytes(prepared.read(first))
-    del first
     method = "own" if prepared.memory else "cuda" if device.startswith("cuda") else "rss"
     if prepared.memory:
         prepared.memory()
-        prepared.step()
+        kept = prepared.step()
         peak = prepared.memory()
     elif method == "cuda":
         import torch
 
-        peak = _cuda_peak(prepared.step, torch, device)
+        peak, kept = _cuda_peak(prepared.step, torch, device)
     else:
-        peak = _resident_peak(prepared.step)
+        peak, kept = _resident_peak(prepared.step)
+    out = output_bytes(prepared.read(kept))
     return Memory(
         input_bytes=input_bytes, output_bytes=out, workspace_bytes=max(0, peak - out), method=method
     )

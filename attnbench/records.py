@@ -1,7 +1,7 @@
 """What is stored: a cell and its key, the parts of a result, and a run's header. SI units throughout."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -61,6 +61,17 @@ class Accuracy:
     yardstick_rms: float
     checked_share: float
     """Share of the output's rows that were compared: 1 unless the context is long."""
+
+
+def worst(several: Iterable[Accuracy]) -> Accuracy:
+    """Every error at its largest, cosine and share at their smallest; the yardstick's likewise."""
+    found, least = list(several), ("cosine", "checked_share")
+    return Accuracy(
+        **{
+            name: (min if name in least else max)(getattr(accuracy, name) for accuracy in found)
+            for name in Accuracy.__dataclass_fields__
+        }
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

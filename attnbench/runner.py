@@ -6,7 +6,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from attnbench.measure import Course
 from attnbench.plan import Plan, Planned
 from attnbench.plugins import Registry
 from attnbench.problem import Problem
-from attnbench.records import Accuracy, Memory, Result, Status
+from attnbench.records import Accuracy, Memory, Result, Status, worst
 from attnbench.results import Journal
 from attnbench.suites import PRESETS, Suite
 from attnbench.units import bytes_text, seconds_text
@@ -29,6 +29,9 @@ WORKER = "attnbench.worker:serve"
 JUDGE = "attnbench.judge:serve"
 PROBE = "attnbench.worker:probe"
 JUDGE_TIMEOUT_S = 600.0
+GRACE_S = 2.0
+GRACE = 0.05
+"""Past a time budget, what is under way may take this share of it, and at least `GRACE_S`, to come to an end."""
 SECOND_LOOKS = 8
 """Further blocks of a job whose clock seems to be wrong, each twice as long as the one before."""
 LONG_LOOK_S = 0.2
@@ -135,6 +138,8 @@ class Runner:
         try:
             with Journal(self.folder) as journal:
                 for row in self._rows():
+                    if row.status is Status.NOT_RUN:
+                        continue
                     self.done[row.cell.key] = row
                     self._left -= row.cell.key in jobs
                     journal.append(row)
@@ -167,6 +172,19 @@ class Runner:
             self.stopped = f"the time budget of {seconds_text(budget)} was spent"
             return True
         return False
+
+    def _patience(self, most: float) -> float:
+        """Seconds to wait for an answer: `most`, or as long as the time budget and its grace last."""
+        if self.time_budget_s is None:
+            return most
+        end = self._began + self.time_budget_s + max(GRACE_S, GRACE * self.time_budget_s)
+        return max(0.0, min(most, end - time.monotonic()))
+
+    def _late(self, status: Status, reason: str, output: str = "") -> _EndError:
+        """The end of a cell whose answer did not come: its own, or the run's."""
+        if self._out_of_time():
+            return _EndError(Status.NOT_RUN, self.stopped)
+        return _EndError(status, reason, output)
 
     @contextlib.contextmanager
     def _scratch_folder(self) -> Iterator[None]:
@@ -206,7 +224,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _judge(self, problem: Problem, device: Device) -> Iterator["_Judge"]:
-        judge = _Judge(self.server, self._start(problem, device))
+        judge = _Judge(self, self._start(problem, device))
         try:
             yield judge
         finally:
@@ -259,11 +277,11 @@ class Runner:
         limit = self.suite.measure.timeout_s
         kills = _kernel_kills()
         try:
-            answer = child.ask(message, limit)
+            answer = child.ask(message, self._patience(limit))
         except ChildTimeoutError:
             child.end()
             reason = f"no answer within {seconds_text(limit)} {doing}"
-            raise _EndError(Status.TIMED_OUT, reason, child.output.text) from None
+            raise self._late(Status.TIMED_OUT, reason, child.output.text) from None
         except ChildEndedError as end:
             if end.code == -9 and _kernel_kills() > kills:
                 reason = f"killed by the kernel {doing}: the machine ran out of memory"
@@ -274,25 +292,28 @@ class Runner:
             raise _EndError(Status(answer["status"]), answer["reason"], child.output.text)
         return answer
 
-    def _once(self, op: str, job: Planned, device: Device, doing: str) -> dict[str, Any]:
-        """A worker of its own for one operation; what it leaves behind is a failure."""
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[Child]:
+        """A worker that is ended when the block is left; what it leaves behind is a failure."""
         child = self.server.start(WORKER)
         try:
-            answer = self._ask(child, self._message(op, job, device), doing)
+            yield child
         finally:
             end = child.end()
         if end.left:
             noun = "process" if len(end.left) == 1 else "processes"
             reason = f"left {len(end.left)} {noun} running: {', '.join(end.left)}"
             raise _EndError(Status.FAILED, reason, child.output.text)
-        return answer
 
     def _admit(self, job: Planned, device: Device, judge: "_Judge") -> Candidate:
         """First calls, verdict, memory. Raises `_EndError` where the cell ends here."""
         self._say(f"verifying {job.cell.implementation} on {job.cell.problem}")
-        answer = self._once("canary", job, device, "in its first calls")
-        accuracy = judge.verdict(answer["outputs"])
-        memory = Memory(**self._once("memory", job, device, "while its memory was measured"))
+        with self._worker() as child:
+            answer = self._ask(child, self._message("canary", job, device), "in its first calls")
+            child.pause()
+            accuracy = judge.verdict(answer["outputs"])
+            child.resume()
+            memory = Memory(**self._ask(child, {"op": "memory"}, "while its memory was measured"))
         course = Course(call_s=answer["call_s"], budget_s=self.plan.budget_s, launches=self._launches)
         return Candidate(planned=job, answer=answer, accuracy=accuracy, memory=memory, course=course)
 
@@ -328,12 +349,13 @@ class Runner:
         ended: dict[str, _EndError] = {}
         round_ = 0
         for launch in range(self._launches):
-            for candidate in candidates if launch else ():
-                candidate.course.next_launch()
+            if launch and self._out_of_time():
+                break
             for cohort in cohorts:
                 racing = [c for c in cohort if c.planned.cell.implementation not in ended]
                 self._random.shuffle(racing)
                 for candidate in list(racing):
+                    candidate.course.begin(launch)
                     with self._catch(candidate, racing, ended):
                         self._launch(candidate, device)
                 active = list(racing)
@@ -342,7 +364,7 @@ class Runner:
                     for candidate in list(active):
                         with self._catch(candidate, active, ended):
                             self._block(candidate, round_)
-                            if candidate.course.enough():
+                            if candidate.course.enough(hurry=self._out_of_time()):
                                 active.remove(candidate)
                     round_ += 1
                 for candidate in racing:
@@ -370,9 +392,7 @@ class Runner:
         job = candidate.planned
         self._say(f"timing {job.cell.implementation} on {job.cell.problem}")
         candidate.child = self.server.start(WORKER)
-        ready = self._ask(candidate.child, self._message("ready", job, device), "before it was timed")
-        if not candidate.course.blocks:
-            candidate.course.call_s = min(candidate.course.call_s, ready["call_s"])
+        self._ask(candidate.child, self._message("ready", job, device), "before it was timed")
         candidate.child.pause()
 
     def _block(self, candidate: Candidate, round_: int, times: int = 1) -> None:
@@ -392,6 +412,8 @@ class Runner:
             busy_s=answer["busy_s"],
             last=None,
         )
+        if min(taken.seconds) <= 0:
+            raise _EndError(Status.IMPOSSIBLE, "the job's clock stood still while it was timed")
         course.add(taken, elapsed, round_)
 
     def _check(self, candidate: Candidate, judge: "_Judge") -> None:
@@ -431,8 +453,8 @@ class Runner:
 class _Judge:
     """The judge's process, started when the first output is there."""
 
-    def __init__(self, server: ForkServer, start: Mapping[str, Any]) -> None:
-        self._server = server
+    def __init__(self, runner: Runner, start: Mapping[str, Any]) -> None:
+        self._runner = runner
         self._start = start
         self._child: Child | None = None
 
@@ -441,42 +463,36 @@ class _Judge:
         found = []
         try:
             if self._child is None:
-                self._child = self._server.start(JUDGE)
-                self._child.ask(self._start, JUDGE_TIMEOUT_S)
+                self._child = self._runner.server.start(JUDGE)
+                self._ask(self._child, self._start)
             self._child.resume()
             for name, path in outputs.items():
                 kind = "normal" if name == "timed" else name
-                answer = self._child.ask({"op": "judge", "path": path, "kind": kind}, JUDGE_TIMEOUT_S)
+                answer = self._ask(self._child, {"op": "judge", "path": path, "kind": kind})
                 found.append(Accuracy(**answer["accuracy"]))
                 if answer["wrong"]:
                     reason = f"{when}{answer['wrong']} ({kind} inputs)"
                     raise _EndError(Status.WRONG, reason, accuracy=worst(found))
-        except (ChildEndedError, ChildTimeoutError) as error:
-            output = self._child.output.text if self._child else ""
-            self.end()
-            why = error.reason if isinstance(error, ChildEndedError) else "it took too long"
-            raise _EndError(Status.FAILED, f"the answer could not be verified: {why}", output) from None
         finally:
             if self._child is not None:
                 self._child.pause()
         return worst(found)
 
+    def _ask(self, child: Child, message: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return child.ask(message, self._runner._patience(JUDGE_TIMEOUT_S))
+        except (ChildEndedError, ChildTimeoutError) as error:
+            self.end()
+            why = error.reason if isinstance(error, ChildEndedError) else "it took too long"
+            reason = f"the answer could not be verified: {why}"
+            if isinstance(error, ChildTimeoutError):
+                raise self._runner._late(Status.FAILED, reason, child.output.text) from None
+            raise _EndError(Status.FAILED, reason, child.output.text) from None
+
     def end(self) -> None:
         if self._child is not None:
             self._child.end()
             self._child = None
-
-
-def worst(found: Iterable[Accuracy]) -> Accuracy:
-    """Every error at its largest, cosine and share at their smallest."""
-    several = list(found)
-    least = ("cosine", "checked_share")
-    return Accuracy(
-        **{
-            name: (min if name in least else max)(getattr(a, name) for a in several)
-            for name in Accuracy.__dataclass_fields__
-        }
-    )
 
 
 def _kernel_kills() -> int:

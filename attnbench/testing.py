@@ -52,7 +52,7 @@ def verdict(implementation: Implementation, of: Problem, device: str = "cpu", se
             return "the inputs were changed by the call"
         actual = inputs.pick(found, of, sample, form)
         oracle, yardstick = (f(of, canonical, sample) for f in (reference.oracle, reference.yardstick))
-        _, wrong = verify.compare(actual, oracle, yardstick, of, sample.share)
+        _, wrong = verify.Standard(of, oracle, yardstick, sample.share).compare(actual)
         if wrong:
             return f"{wrong} ({kind} inputs)"
     return None

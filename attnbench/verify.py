@@ -5,8 +5,7 @@ tolerance would mean nothing: the output's spread falls with Sk, and so does the
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from attnbench.implementation import Inputs
 from attnbench.inputs import OUTPUTS, TORCH_DTYPES
 from attnbench.problem import DType, Problem
-from attnbench.records import Accuracy
+from attnbench.records import Accuracy, worst
 
 FACTORS = {"out": (3.0, 2.0), "dq": (5.0, 2.0), "dk": (8.0, 3.0), "dv": (4.0, 5.0)}
 """Budget in units of the yardstick's error: of the worst row, and of the whole tensor.
@@ -94,61 +93,101 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
 
-def compare(
-    actual: dict[str, Tensor],
-    oracle: dict[str, Tensor],
-    yard: dict[str, Tensor],
-    problem: Problem,
-    share: float,
-) -> tuple[Accuracy, str | None]:
-    """The worst errors over the outputs in `actual`, and None or the first reason why they are wrong.
+class Standard:
+    """What the outputs for one kind of inputs are compared with; the yardstick's own errors are computed once.
 
-    The three hold what `inputs.pick`, `reference.oracle` and `reference.yardstick` return; `share` is the
-    sample's. Errors are infinite where the output is not finite and the oracle is.
+    `oracle` and `yard` are what `reference.oracle` and `reference.yardstick` return; `share` is the sample's.
     """
-    accuracies, reasons = [], []
-    for name, tensor in actual.items():
-        accuracy, reason = _compare(name, tensor, oracle, yard[name], problem, share)
-        accuracies.append(accuracy)
-        reasons += [f"{name}: {reason}"] if reason else []
-    return worst(accuracies), next(iter(reasons), None)
 
+    def __init__(
+        self, problem: Problem, oracle: dict[str, Tensor], yard: dict[str, Tensor], share: float
+    ) -> None:
+        self.problem, self.oracle, self.share = problem, oracle, share
+        floor = _floor(problem, float(oracle["top_score"]))
+        self.sizes: dict[str, Tensor] = {}
+        """Norm of each row, or of independent terms where that is larger; 0 where nothing contributes."""
+        self.squares: dict[str, float] = {}
+        self.allowed: dict[str, tuple[float, float]] = {}
+        """Error of the yardstick's worst row and of its whole tensor, floored."""
+        for name, tensor in yard.items():
+            right = oracle[name]
+            norms = torch.stack([_norms(group) for group in right])
+            self.sizes[name] = torch.maximum(norms, oracle[f"{name}_size"])
+            self.squares[name] = float(norms.square().sum())
+            # a chain that overflowed must not allow anything
+            sound = torch.where(tensor.isfinite(), tensor, right.to(tensor))
+            errors = self._errors(name, sound)
+            self.allowed[name] = max(float(errors.rows.max()), floor), max(errors.rms, floor)
 
-def _compare(
-    name: str, tensor: Tensor, oracle: dict[str, Tensor], yard: Tensor, problem: Problem, share: float
-) -> tuple[Accuracy, str | None]:
-    right, floor = oracle[name], _floor(problem, float(oracle["top_score"]))
-    tensor = tensor.to(right.device)
-    norms = torch.stack([_norms(group) for group in right])
-    sizes = torch.maximum(norms, oracle[f"{name}_size"])  # 0 where nothing contributes
-    yard = torch.where(
-        yard.isfinite(), yard, right.to(yard)
-    )  # a chain that overflowed must not allow anything
-    found, allowed = _errors(tensor, right, sizes), _errors(yard, right, sizes)
-    accuracy = Accuracy(
-        row=float(found.rows.max()),
-        rms=found.rms,
-        max=found.max,
-        cosine=found.cosine,
-        yardstick_row=max(float(allowed.rows.max()), floor),
-        yardstick_rms=max(allowed.rms, floor),
-        checked_share=share,
-    )
-    lost = ~tensor.isfinite()
-    if bool(lost.any()):
-        return accuracy, f"{100 * float(lost.double().mean()):.3g} % of it is not finite"
-    stray = (sizes == 0) & (tensor != 0).any(-1)
-    if bool(stray.any()):
-        return accuracy, f"not zero at {_place(name, stray, oracle, problem)}, where nothing contributes"
-    row_factor, rms_factor = FACTORS[name]
-    if accuracy.row > row_factor * accuracy.yardstick_row:
-        place = _place(name, found.rows, oracle, problem)
-        return accuracy, _excess(
-            "row", accuracy.row, row_factor, accuracy.yardstick_row
-        ) + f", worst at {place}"
-    if accuracy.rms > rms_factor * accuracy.yardstick_rms:
-        return accuracy, _excess("RMS", accuracy.rms, rms_factor, accuracy.yardstick_rms)
-    return accuracy, None
+    def compare(self, actual: dict[str, Tensor]) -> tuple[Accuracy, str | None]:
+        """The worst errors over the outputs in `actual`, and None or the first reason why they are wrong.
+
+        `actual` holds what `inputs.pick` returns. Errors are infinite where the output is not finite and the
+        oracle is.
+        """
+        found = [self._compare(name, tensor.to(self.oracle[name].device)) for name, tensor in actual.items()]
+        return worst(accuracy for accuracy, _ in found), next((reason for _, reason in found if reason), None)
+
+    def _compare(self, name: str, tensor: Tensor) -> tuple[Accuracy, str | None]:
+        found, (yardstick_row, yardstick_rms) = self._errors(name, tensor), self.allowed[name]
+        accuracy = Accuracy(
+            row=float(found.rows.max()),
+            rms=found.rms,
+            max=found.max,
+            cosine=found.cosine,
+            yardstick_row=yardstick_row,
+            yardstick_rms=yardstick_rms,
+            checked_share=self.share,
+        )
+        row_factor, rms_factor = FACTORS[name]
+        reason = None
+        if not math.isfinite(found.max) and bool((lost := ~tensor.isfinite()).any()):
+            reason = f"{100 * float(lost.double().mean()):.3g} % of it is not finite"
+        elif bool((stray := self._stray(name, tensor)).any()):
+            reason = f"not zero at {self._place(name, stray)}, where nothing contributes"
+        elif accuracy.row > row_factor * yardstick_row:
+            reason = _excess("row", accuracy.row, row_factor, yardstick_row)
+            reason += f", worst at {self._place(name, found.rows)}"
+        elif accuracy.rms > rms_factor * yardstick_rms:
+            reason = _excess("RMS", accuracy.rms, rms_factor, yardstick_rms)
+        return accuracy, f"{name}: {reason}" if reason else None
+
+    def _stray(self, name: str, tensor: Tensor) -> Tensor:
+        """Rows that are not zero although nothing contributes to them."""
+        empty = self.sizes[name] == 0
+        return empty & (tensor != 0).any(-1) if bool(empty.any()) else empty
+
+    def _errors(self, name: str, tensor: Tensor) -> "_Errors":
+        """Group by group, so that the differences stay in the cache."""
+        sizes, wrong, largest = self.sizes[name], [], [0.0]
+        sums = torch.zeros(2, dtype=torch.float64)
+        for group, want in zip(tensor, self.oracle[name], strict=True):
+            got = group.to(want)
+            difference = (got - want).nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
+            wrong.append(_norms(difference))
+            largest.append(float(difference.abs_().max()))
+            if not math.isfinite(largest[-1]):
+                got = got.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            a, b = got.flatten(), want.flatten()
+            sums += torch.stack([a @ b, a @ a]).cpu()
+        norms = torch.stack(wrong)
+        dot, aa = sums.tolist()
+        total, size, bb = float(norms.norm()), float(sizes.norm()), self.squares[name]
+        return _Errors(
+            rows=torch.where(norms > 0, norms / sizes, 0),
+            rms=total / size if size else math.inf if total else 0.0,
+            max=max(largest),
+            cosine=dot / math.sqrt(aa * bb) if aa * bb else float(aa == bb),
+        )
+
+    def _place(self, name: str, weight: Tensor) -> str:
+        """Where `weight` is largest, in the problem's own axes."""
+        at = [int(i) for i in torch.unravel_index(weight.double().argmax(), weight.shape)]
+        batch, head = self.oracle["groups"][at[0]].tolist()
+        if name in ("dk", "dv"):
+            return f"batch {batch} key/value head {head} key {at[1]}"
+        head = head * (self.problem.heads_q // self.problem.heads_kv) + at[1]
+        return f"batch {batch} head {head} row {int(self.oracle['rows'][at[2]])}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,54 +202,10 @@ class _Errors:
     """Elements that are not finite taken as zero; 1 where both tensors are zero."""
 
 
-def _errors(tensor: Tensor, right: Tensor, sizes: Tensor) -> _Errors:
-    """Group by group, so that the differences stay in the cache."""
-    wrong, largest, sums = [], [0.0], torch.zeros(3, dtype=torch.float64)
-    for group, want in zip(tensor, right, strict=True):
-        got = group.to(want)
-        difference = (got - want).nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
-        wrong.append(_norms(difference))
-        largest.append(float(difference.abs_().max()))
-        a, b = got.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten(), want.flatten()
-        sums += torch.stack([a @ b, a @ a, b @ b]).cpu()
-    norms = torch.stack(wrong)
-    dot, aa, bb = sums.tolist()
-    total, size = float(norms.norm()), float(sizes.norm())
-    return _Errors(
-        rows=torch.where(norms > 0, norms / sizes, 0),
-        rms=total / size if size else math.inf if total else 0.0,
-        max=max(largest),
-        cosine=dot / math.sqrt(aa * bb) if aa * bb else float(aa == bb),
-    )
-
-
 def _norms(tensor: Tensor) -> Tensor:
     return tensor.square().sum(-1).sqrt()  # several times faster than norm(dim=-1)
-
-
-def _place(name: str, weight: Tensor, oracle: dict[str, Tensor], problem: Problem) -> str:
-    """Where `weight` is largest, in the problem's own axes."""
-    at = [int(i) for i in torch.unravel_index(weight.double().argmax(), weight.shape)]
-    batch, head = oracle["groups"][at[0]].tolist()
-    if name in ("dk", "dv"):
-        return f"batch {batch} key/value head {head} key {at[1]}"
-    head = head * (problem.heads_q // problem.heads_kv) + at[1]
-    return f"batch {batch} head {head} row {int(oracle['rows'][at[2]])}"
 
 
 def _excess(what: str, error: float, factor: float, yardstick: float) -> str:
     times = error / (factor * yardstick)
     return f"{what} error {error:.2g} is {times:.3g} x the budget ({factor:g} x yardstick {yardstick:.2g})"
-
-
-def worst(accuracies: Iterable[Accuracy]) -> Accuracy:
-    """The worst of each error; the yardstick's likewise."""
-    found = list(accuracies)
-    return Accuracy(
-        **{
-            field.name: (min if field.name in ("cosine", "checked_share") else max)(
-                getattr(accuracy, field.name) for accuracy in found
-            )
-            for field in fields(Accuracy)
-        }
-    )

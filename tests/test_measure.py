@@ -68,13 +68,32 @@ def test_a_very_slow_call_is_called_three_times_and_has_no_interval() -> None:
     assert timing.ci95_low_s is None
 
 
+def test_a_call_that_only_began_slowly_is_warmed_and_its_cold_blocks_do_not_count() -> None:
+    course = Course(call_s=0.1, budget_s=0.5, launches=1)
+    assert course.slow
+    durations = itertools.chain([50e-3, 30e-3, 1e-3], itertools.repeat(1e-3))
+    timing = race(course, durations).timing(0.0, 0.0)
+    assert timing.stop_reason == "interval within 1%"
+    assert (timing.median_s, timing.p80_s) == (pytest.approx(1e-3), 1e-3)
+    assert course.pace.warm == 15
+
+
+def test_in_a_hurry_a_launch_ends_after_its_least_calls() -> None:
+    course = Course(call_s=1e-3, budget_s=3, launches=1)
+    taken = Taken(seconds=(1e-3,), flagged=(), busy_s=1e-3, last=None)
+    ends = []
+    for round_ in range(3):
+        course.add(taken, 1e-3, round_)
+        ends.append(course.enough(hurry=True))
+    assert (ends, course.stop_reason) == ([False, False, True], "time budget")
+
+
 def test_a_budget_is_shared_by_all_launches() -> None:
     course = Course(call_s=1e-3, budget_s=0.6, launches=3)
     rng = random.Random(2)
     durations = (1e-3 * rng.lognormvariate(0, 1) for _ in itertools.count())
     for launch in range(3):
-        if launch:
-            course.next_launch()
+        course.begin(launch)
         race(course, durations)
         assert course.spent_s == pytest.approx(0.2, rel=0.2)
     assert course.timing(0, 0).launches == 3
@@ -197,14 +216,15 @@ def test_known_allocations_are_found_in_a_process_of_their_own() -> None:
 def _workspace(size: int) -> int:
     import torch
 
-    measure.return_memory_eagerly()
-    trap = [torch.ones(2**22) for _ in range(4)]  # freed memory that a later call might reuse unseen
-    del trap
-
     def step() -> torch.Tensor:
         scratch = torch.ones(size // 4)
         return torch.ones(2**18) + scratch[0]
 
+    for trap in (2**22, 2**18, 2**12):  # freed memory that a later call might reuse unseen
+        held = [torch.ones(trap) for _ in range(4)]
+        del held
+    step()
+    measure.return_memory_eagerly()
     return measure.memory(Prepared(step=step), "cpu", 0, lambda out: out.numel() * 4).workspace_bytes - 2**20
 
 

@@ -16,8 +16,8 @@ from attnbench import plan, plugins, runner, suites
 from attnbench.clocks import Taken
 from attnbench.forkserver import ForkServer
 from attnbench.measure import Course
-from attnbench.records import Accuracy, Memory, Result, Status
-from attnbench.runner import Candidate, Progress, Runner, _EndError, _Judge, worst
+from attnbench.records import Accuracy, Memory, Result, Status, worst
+from attnbench.runner import Candidate, Progress, Runner, _EndError, _Judge
 from attnbench.suites import Suite
 
 JUDGES = """
@@ -46,6 +46,7 @@ def tires(channel):
 """
 
 PLUGIN = """
+import random
 import time
 
 from attnbench import Capabilities, Implementation, hookimpl
@@ -91,6 +92,9 @@ def attnbench_implementations():
     yield record("patches-time", fused, patch_time)
     yield record("slow-clock", fused, lambda: patch_clocks(0.01))
     yield record("fast-clock", fused, lambda: patch_clocks(100))
+    yield record("stopped-clock", fused, lambda: patch_clocks(0))
+    yield record("noisy", lambda inputs: time.sleep(random.random() / 100) or fused(inputs))
+    yield record("sleeps", lambda inputs: time.sleep(30))
 """
 
 PROBLEM = "batch=1 seqlen=16 heads=2 head_dim=8 dtype=float32 mask=full"
@@ -194,6 +198,33 @@ def test_without_time_nothing_is_run_and_the_reason_says_so(make: Make) -> None:
     assert set(ends(rows).values()) == {(Status.NOT_RUN, "the time budget of 0 ns was spent")}
 
 
+def test_a_call_does_not_outlast_the_time_budget_and_its_grace(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "GRACE_S", 0.5)
+    start = time.monotonic()
+    job = make("sleeps", "good-a", time_budget_s=0.5)
+    rows = job.run()
+    assert time.monotonic() - start < 5
+    assert set(ends(rows).values()) == {(Status.NOT_RUN, "the time budget of 500 ms was spent")}
+    assert job.stopped == "the time budget of 500 ms was spent"
+
+
+def test_a_judge_does_not_outlast_the_time_budget_and_its_grace(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "GRACE_S", 0.5)
+    monkeypatch.setattr(runner, "JUDGE", "judges:hangs")
+    rows = make("good-a", time_budget_s=0.5).run()
+    assert ends(rows) == {"good-a": (Status.NOT_RUN, "the time budget of 500 ms was spent")}
+
+
+def test_rows_that_are_being_timed_end_with_what_they_have(make: Make) -> None:
+    rows = make("noisy", budget="60s", launches=3, time_budget_s=1.0).run()
+    assert rows[0].timing is not None
+    assert (rows[0].timing.stop_reason, rows[0].timing.launches) == ("time budget", 1)
+
+
 # ---------------------------------------------------------------- the judge
 
 
@@ -232,11 +263,9 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_the_judge_rests_while_others_measure_whatever_its_verdict(
-    server: ForkServer, tmp_path: Path
-) -> None:
+def test_the_judge_rests_while_others_measure_whatever_its_verdict(make: Make, tmp_path: Path) -> None:
     start = {"problem": PROBLEM, "device": "cpu", "seed": 1, "work": 1e9, "threads": 1}
-    judge = _Judge(server, start)
+    judge = _Judge(make("good-a"), start)
     path = tmp_path / "output"
     torch.save({"out": torch.zeros(2, 1, 16, 8)}, path)
     try:
@@ -270,11 +299,13 @@ def test_an_error_that_is_not_finite_is_the_worst() -> None:
 
 
 def test_a_worker_whose_clock_was_changed_is_impossible(make: Make) -> None:
-    found = ends(make("slow-clock", "good-a", "fast-clock", budget="200ms").run())
+    found = ends(make("slow-clock", "good-a", "fast-clock", "stopped-clock", budget="200ms").run())
     for name in ("slow-clock", "fast-clock"):
         status, reason = found[name]
         assert status is Status.IMPOSSIBLE, (name, reason)
         assert reason.startswith("the job's clock accounts for ")
+    still = "the job's clock stood still while it was timed"
+    assert found["stopped-clock"] == (Status.IMPOSSIBLE, still)
     assert found["good-a"] == (Status.OK, "")
 
 
@@ -324,7 +355,7 @@ def test_a_busy_machine_makes_no_job_impossible(
         whole(self, taken, elapsed_s + 0.02 * (len(self.blocks) < late_blocks), round_)
 
     monkeypatch.setattr(Course, "add", late)
-    monkeypatch.setattr(Course, "enough", lambda self: len(self.blocks) >= 3)
+    monkeypatch.setattr(Course, "enough", lambda self, hurry: len(self.blocks) >= 3)
     (row,) = make("good-a").run()
     assert (row.status, row.reason) == (Status.OK, "")
     assert len(row.blocks) - 3 in looks
@@ -418,7 +449,7 @@ def test_every_launch_is_a_fresh_process(
     assert row.timing is not None
     assert row.timing.launches == 3
     assert {block.launch for block in row.blocks} == {0, 1, 2}
-    assert started.count(runner.WORKER) == 2 + 3  # canary, memory, launches
+    assert started.count(runner.WORKER) == 1 + 3  # canary, launches
     assert started.count(runner.JUDGE) == 1
 
 

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attnbench import inputs, reference, verify
 from attnbench.implementation import Inputs
 from attnbench.problem import Causal, CausalTopLeft, DType, Full, Problem, Softcap, Window
-from attnbench.records import Accuracy
+from attnbench.records import Accuracy, worst
 
 Algorithm = Callable[[Problem, Inputs], dict[str, Tensor]]
 
@@ -178,11 +178,12 @@ class Case:
         self.inputs = inputs.make(problem, kind=kind, seed=0, device="cpu", qkv_format="bhsd")
         self.oracle = reference.oracle(problem, self.inputs, self.sample)
         self.yard = reference.yardstick(problem, self.inputs, self.sample)
+        self.standard = verify.Standard(problem, self.oracle, self.yard, self.sample.share)
 
     def judge(self, found: dict[str, Tensor]) -> tuple[Accuracy, str | None]:
         names = inputs.OUTPUTS[self.problem.direction]
         picked = inputs.pick(tuple(found[n] for n in names), self.problem, self.sample, "bhsd")
-        return verify.compare(picked, self.oracle, self.yard, self.problem, self.sample.share)
+        return self.standard.compare(picked)
 
 
 @lru_cache(maxsize=32)
@@ -459,8 +460,9 @@ def test_a_yardstick_that_overflowed_allows_no_more_than_its_other_rows_do() -> 
     yard = there.yard["out"].clone()
     yard[0, 0, 3], yard[0, 0, 4, 0] = math.inf, math.nan
     wrong = torch.cat([out[:, :, :1] * 1.5, out[:, :, 1:]], 2)
+    standard = verify.Standard(there.problem, there.oracle, {"out": yard}, 1.0)
     for given, accepted in ((out, True), (wrong, False)):
-        accuracy, reason = verify.compare({"out": given}, there.oracle, {"out": yard}, there.problem, 1.0)
+        accuracy, reason = standard.compare({"out": given})
         assert (reason is None) == accepted
         assert math.isfinite(accuracy.yardstick_row)
 
@@ -468,7 +470,7 @@ def test_a_yardstick_that_overflowed_allows_no_more_than_its_other_rows_do() -> 
 def test_the_worst_of_two_kinds_takes_every_field_from_the_worse_one() -> None:
     one = Accuracy(row=1, rms=4, max=1, cosine=0.9, yardstick_row=2, yardstick_rms=1, checked_share=1)
     two = Accuracy(row=2, rms=3, max=5, cosine=0.99, yardstick_row=1, yardstick_rms=3, checked_share=0.5)
-    assert verify.worst([one, two]) == Accuracy(
+    assert worst([one, two]) == Accuracy(
         row=2, rms=4, max=5, cosine=0.9, yardstick_row=2, yardstick_rms=3, checked_share=0.5
     )
 
