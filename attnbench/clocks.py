@@ -7,6 +7,7 @@ import math
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter  # bound here: a plugin that patches `time` later changes nothing
 from typing import Any, Protocol
 
@@ -54,6 +55,10 @@ class Taken:
     """From before the first warm-up call to after the last sample, by this process's clock."""
     last: Any
     """What the last timed call returned."""
+    host_enqueue_s: float | None = None
+    """On a device with a queue: the host's time to launch one call, median of the samples."""
+    end_to_end_s: float | None = None
+    """Likewise: from before one call on an idle device to its end, by the host's clock; median of a few."""
 
 
 class Clock(Protocol):
@@ -93,11 +98,18 @@ class WallClock:
         return Taken(seconds=tuple(seconds), flagged=tuple(flagged), busy_s=perf_counter() - begin, last=last)
 
 
+END_TO_END_CALLS = 3
+FILL_S = 20e-6
+MOST_FILL_S = 20e-3
+_CYCLES_PER_S = 2e9  # of a filler, about; where it proves too short, the next one is longer
+
+
 class CudaEvents:
     """CUDA events around each sample, with the queue filled before, so that launch gaps do not count.
 
     A sample is flagged where the device had reached its first event before the host had enqueued the last:
-    then the device may have waited for the host. `torch` is passed in, so that a fake one can stand in.
+    then the device may have waited for the host, and the filler of the next sample is twice as long. `torch`
+    is passed in, so that a fake one can stand in.
     """
 
     name = "events"
@@ -105,35 +117,42 @@ class CudaEvents:
     def __init__(self, torch: Any, device: str) -> None:
         self.torch = torch
         self.device = device
+        self.fill_s = FILL_S
 
     def take(self, step: Step, pace: Pace) -> Taken:
         cuda = self.torch.cuda
         begin = perf_counter()
         last = None
-        enqueue = perf_counter()
         for _ in range(pace.warm):
             last = step()
-        cost = (perf_counter() - enqueue) / max(pace.warm, 1)
         cuda.synchronize(self.device)
-        cycles = int(
-            min(max(2 * cost * pace.inner, 20e-6), 10e-3) * 2e9
-        )  # about 2 GHz: a filler, not a measure
-        marks = []
-        for _ in range(pace.samples):
-            start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-            cuda._sleep(cycles)
-            start.record()
+        seconds, enqueued, flagged, ends = [], [], [], []
+        for index in range(pace.samples):
+            first, final = (cuda.Event(enable_timing=True) for _ in range(2))
+            cuda._sleep(int(self.fill_s * _CYCLES_PER_S))
+            first.record()
+            start = perf_counter()
             for _ in range(pace.inner):
                 last = step()
-            end.record()
-            late = start.query()
+            enqueued.append((perf_counter() - start) / pace.inner)
+            final.record()
+            if first.query():
+                flagged.append(index)
+                self.fill_s = min(2 * max(self.fill_s, enqueued[-1] * pace.inner), MOST_FILL_S)
             cuda.synchronize(self.device)  # of the whole device: work on another stream counts too
-            marks.append((start.elapsed_time(end) * 1e-3 / pace.inner, late))
+            seconds.append(first.elapsed_time(final) * 1e-3 / pace.inner)
+        for _ in range(END_TO_END_CALLS):
+            start = perf_counter()
+            last = step()
+            cuda.synchronize(self.device)
+            ends.append(perf_counter() - start)
         return Taken(
-            seconds=tuple(seconds for seconds, _ in marks),
-            flagged=tuple(index for index, (_, late) in enumerate(marks) if late),
+            seconds=tuple(seconds),
+            flagged=tuple(flagged),
             busy_s=perf_counter() - begin,
             last=last,
+            host_enqueue_s=median(enqueued),
+            end_to_end_s=median(ends),
         )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ ACCOUNTED = 0.5
 """Share of a block's time, by the parent's clock, that the worker's own clock must account for."""
 LATENCY_S = 1e-3
 """What one exchange of messages and a continuation may take where nobody else wants the processor."""
+
+QUEUE_S = 1e-4
+"""What synchronising with an idle device may take."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -64,7 +68,14 @@ class Course:
         """
         before, unwarmed, self.inner = self.call_s, self.slow, self.pace.inner
         self.blocks.append(
-            Block(round=round_, launch=self.launch, seconds=taken.seconds, flagged=taken.flagged)
+            Block(
+                round=round_,
+                launch=self.launch,
+                seconds=taken.seconds,
+                flagged=taken.flagged,
+                host_enqueue_s=taken.host_enqueue_s,
+                end_to_end_s=taken.end_to_end_s,
+            )
         )
         self.spent_s += elapsed_s
         self.elapsed_s += elapsed_s
@@ -107,18 +118,29 @@ class Course:
         return False
 
     def unaccounted(self) -> str | None:
-        """A reason where the worker's clock and the parent's own do not agree, else None.
+        """A reason where two clocks contradict each other, else None.
 
         No block may last longer inside than outside. On a busy machine any exchange of messages may be late,
-        so that one block that accounts for its time is enough.
+        so that one block that accounts for its time is enough. So is, on a device with a queue, one block whose
+        events account for the time until the device is idle again: work on another stream is missing in them.
         """
         contained = all(busy <= elapsed + LATENCY_S for busy, elapsed in self.accounts)
-        if contained and any(busy >= ACCOUNTED * (elapsed - LATENCY_S) for busy, elapsed in self.accounts):
+        if not contained or not any(
+            busy >= ACCOUNTED * (elapsed - LATENCY_S) for busy, elapsed in self.accounts
+        ):
+            return (
+                f"the job's clock accounts for {sum(busy for busy, _ in self.accounts):.3g} s of the "
+                f"{self.elapsed_s:.3g} s that passed outside it"
+            )
+        ends = [
+            (b.end_to_end_s, statistics.median(b.seconds) + (b.host_enqueue_s or 0.0))
+            for b in self.blocks
+            if b.end_to_end_s is not None
+        ]
+        if not ends or any(known >= ACCOUNTED * (end - QUEUE_S) for end, known in ends):
             return None
-        return (
-            f"the job's clock accounts for {sum(busy for busy, _ in self.accounts):.3g} s of the "
-            f"{self.elapsed_s:.3g} s that passed outside it"
-        )
+        end, known = min(ends)
+        return f"a call ends after {end:.3g} s, of which launch and events account for {known:.3g} s"
 
     def timing(self, setup_s: float, first_call_s: float) -> Timing:
         """The statistics of all blocks."""
@@ -141,7 +163,14 @@ class Course:
             stop_reason=self.stop_reason,
             setup_s=setup_s,
             first_call_s=first_call_s,
+            host_enqueue_s=_median([b.host_enqueue_s for b in self.blocks]),
+            end_to_end_s=_median([b.end_to_end_s for b in self.blocks]),
         )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 # ---------------------------------------------------------------- memory
@@ -178,13 +207,16 @@ def _resident_peak(call: Callable[[], Any]) -> tuple[int, Any]:
     return _status_bytes("VmHWM:") - before, kept
 
 
-def _cuda_peak(call: Callable[[], Any], torch: Any, device: str) -> tuple[int, Any]:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+def _cuda_peak(call: Callable[[], Any], torch: Any, device: str) -> tuple[int, Any, int]:
+    """As `_resident_peak`, of torch's allocator; and by how much the device's free memory fell."""
+    cuda = torch.cuda
+    cuda.synchronize(device)
+    cuda.empty_cache()
+    cuda.reset_peak_memory_stats(device)
+    before, free = cuda.memory_allocated(device), cuda.mem_get_info(device)[0]
     kept = call()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device) - before), kept
+    cuda.synchronize(device)
+    return int(cuda.max_memory_allocated(device) - before), kept, free - cuda.mem_get_info(device)[0]
 
 
 def memory(prepared: Prepared, device: str, input_bytes: int, output_bytes: Callable[[Any], int]) -> Memory:
@@ -193,6 +225,7 @@ def memory(prepared: Prepared, device: str, input_bytes: int, output_bytes: Call
     The workspace is the rise of the peak during the call, less the output that the call returns.
     """
     method = "own" if prepared.memory else "cuda" if device.startswith("cuda") else "rss"
+    delta = None
     if prepared.memory:
         prepared.memory()
         kept = prepared.step()
@@ -200,12 +233,16 @@ def memory(prepared: Prepared, device: str, input_bytes: int, output_bytes: Call
     elif method == "cuda":
         import torch
 
-        peak, kept = _cuda_peak(prepared.step, torch, device)
+        peak, kept, delta = _cuda_peak(prepared.step, torch, device)
     else:
         peak, kept = _resident_peak(prepared.step)
     out = output_bytes(prepared.read(kept))
     return Memory(
-        input_bytes=input_bytes, output_bytes=out, workspace_bytes=max(0, peak - out), method=method
+        input_bytes=input_bytes,
+        output_bytes=out,
+        workspace_bytes=max(0, peak - out),
+        method=method,
+        device_delta_bytes=delta,
     )
 
 

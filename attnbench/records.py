@@ -99,6 +99,10 @@ class Timing:
     """Time of `prepare` in the first process."""
     first_call_s: float
     """Time of the first call in the first process."""
+    host_enqueue_s: float | None = None
+    """Host's time to launch one call, median of the blocks; None where calls do not go through a queue."""
+    end_to_end_s: float | None = None
+    """One call on an idle device, from before it to its end by the host's clock; likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,8 @@ class Memory:
     """Peak during the call less inputs and output."""
     method: str
     """How it was measured: `rss` (peak resident memory), `cuda` (allocator), `own` (the library's counter)."""
+    device_delta_bytes: int | None = None
+    """On CUDA: by how much the device's free memory fell over the call, whoever took it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,8 @@ class Block:
     """Time of one call, per sample."""
     flagged: tuple[int, ...] = ()
     """Indices of samples during which the system took the processor away (or the clock was unsound)."""
+    host_enqueue_s: float | None = None
+    end_to_end_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,9 +202,12 @@ class Run:
 
 def result_to_json(result: Result) -> dict[str, Any]:
     """A dict for the journal; empty parts are left out."""
-    return {
-        key: value for key, value in dataclasses.asdict(result).items() if value not in (None, "", (), [])
-    }
+
+    def known(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if value not in (None, ())}
+
+    whole = dataclasses.asdict(result, dict_factory=known)
+    return {key: value for key, value in whole.items() if value != ""}
 
 
 def result_from_json(data: Mapping[str, Any]) -> Result:
@@ -207,15 +218,10 @@ def result_from_json(data: Mapping[str, Any]) -> Result:
         status=Status(data["status"]),
         reason=data.get("reason", ""),
         accuracy=Accuracy(**accuracy) if accuracy else None,
-        timing=Timing(**timing) if timing else None,
+        timing=Timing(**{"ci95_low_s": None, "ci95_high_s": None, **timing}) if timing else None,
         memory=Memory(**memory) if memory else None,
         blocks=tuple(
-            Block(
-                round=b["round"],
-                launch=b["launch"],
-                seconds=tuple(b["seconds"]),
-                flagged=tuple(b.get("flagged", ())),
-            )
+            Block(**{**b, "seconds": tuple(b["seconds"]), "flagged": tuple(b.get("flagged", ()))})
             for b in data.get("blocks", ())
         ),
         kernel=data.get("kernel", ""),

@@ -36,6 +36,8 @@ SECOND_LOOKS = 8
 """Further blocks of a job whose clock seems to be wrong, each twice as long as the one before."""
 LONG_LOOK_S = 0.2
 """In a block as long as this, by the parent's clock, a late exchange of messages explains nothing."""
+CONTEXT_BYTES = 2**30
+"""Of a device's memory, what the context of a further process is assumed to take."""
 SHARE_OF_MEMORY = 0.8
 """Of the memory that is available when the run begins; the limit of one job where the suite gives none."""
 
@@ -83,12 +85,13 @@ class _EndError(Exception):
 
 def fork_server(cache: Path | None = None) -> ForkServer:
     """A server that has imported torch; compilers in its children keep their caches under `cache`."""
-    env = {}
+    env = {  # libraries that would take the device's memory ahead of need, beside other jobs
+        name: os.environ.get(name, value)
+        for name, value in (("XLA_PYTHON_CLIENT_PREALLOCATE", "false"), ("TF_FORCE_GPU_ALLOW_GROWTH", "true"))
+    }
     if cache is not None:
-        env = {
-            "TORCHINDUCTOR_CACHE_DIR": str((cache / "inductor").resolve()),
-            "TRITON_CACHE_DIR": str((cache / "triton").resolve()),
-        }
+        env["TORCHINDUCTOR_CACHE_DIR"] = str((cache / "inductor").resolve())
+        env["TRITON_CACHE_DIR"] = str((cache / "triton").resolve())
     return ForkServer(PRELOAD, env=env)
 
 
@@ -332,7 +335,8 @@ class Runner:
 
         def need(candidate: Candidate) -> int:
             part = candidate.memory
-            return part.input_bytes + part.output_bytes + part.workspace_bytes
+            context = 0 if candidate.planned.cell.device == "cpu" else CONTEXT_BYTES
+            return part.input_bytes + part.output_bytes + part.workspace_bytes + context
 
         cohorts, alone = [[baseline]], []
         for candidate in (c for c in candidates if c is not baseline):
@@ -406,12 +410,7 @@ class Runner:
         answer = self._ask(child, {"op": "block", "pace": request}, "while it was timed")
         elapsed = time.perf_counter() - start
         child.pause()
-        taken = Taken(
-            seconds=tuple(answer["seconds"]),
-            flagged=tuple(answer["flagged"]),
-            busy_s=answer["busy_s"],
-            last=None,
-        )
+        taken = Taken(**{**answer, "seconds": tuple(answer["seconds"]), "flagged": tuple(answer["flagged"])})
         if min(taken.seconds) <= 0:
             raise _EndError(Status.IMPOSSIBLE, "the job's clock stood still while it was timed")
         course.add(taken, elapsed, round_)

@@ -174,7 +174,7 @@ class Job:
         self.last = None
         taken = self.clock.take(self.prepared.step, clocks.Pace(**message["pace"]))
         self.last = taken.last
-        return {"seconds": taken.seconds, "flagged": taken.flagged, "busy_s": taken.busy_s}
+        return dataclasses.asdict(dataclasses.replace(taken, last=None))
 
     def check(self, message: Mapping[str, Any]) -> Answer:
         """Hand over the output that the last sample returned, and one for new values in the same storage."""
@@ -239,6 +239,10 @@ class Job:
         if isinstance(found, str):
             raise WrongError(found)
         with self._one_thread():
+            for part, tensor in zip(inputs.OUTPUTS[self.problem.direction], found, strict=True):
+                # the judge sees no more than the sample
+                if self.sample.share < 1 and not bool(tensor.isfinite().all()):
+                    raise WrongError(f"{part}: not everywhere finite")
             picked = inputs.pick(found, self.problem, self.sample, form)
         if name == "timed" and self.sample.share < 1:  # dk and dv of the timed call saw all of dout
             picked = {key: value for key, value in picked.items() if key not in ("dk", "dv")}

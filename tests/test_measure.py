@@ -1,15 +1,19 @@
 import itertools
 import math
+import os
 import random
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from attnbench import measure
+from attnbench import clocks, measure
 from attnbench.clocks import BLOCK_SAMPLES, CudaEvents, FakeClock, Pace, Taken, WallClock, pace
 from attnbench.implementation import Prepared
 from attnbench.measure import Course
+from attnbench.records import Memory
 
 
 def nothing() -> None:
@@ -158,12 +162,18 @@ def test_the_wall_clock_cannot_be_patched(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class FakeCuda:
-    """A device whose calls take 3 ms of its own time; `host_s` is how long the host needs to enqueue one."""
+    """A device whose calls take 3 ms of its own time; `host_s` is how long the host needs to enqueue one.
 
-    def __init__(self, host_s: float) -> None:
+    `elsewhere_s` is work of each call on another stream, which events do not see. Host time passes on paper
+    only; `filled` notes how long the fillers were.
+    """
+
+    def __init__(self, host_s: float, elsewhere_s: float = 0.0) -> None:
         self.now = self.host = 0.0
-        self.host_s = host_s
+        self.host_s, self.elsewhere_s = host_s, elsewhere_s
+        self.other = 0.0
         self.cuda = self
+        self.filled: list[float] = []
 
     def Event(self, enable_timing: bool) -> Any:  # noqa: N802 - torch's own name
         outer = self
@@ -181,27 +191,91 @@ class FakeCuda:
         return Event()
 
     def _sleep(self, cycles: int) -> None:
-        self.now = max(self.now, self.host) + cycles / 2e9
+        self.filled.append(cycles / 2e9)
+        self.now = max(self.now, self.host) + self.filled[-1]
 
     def synchronize(self, device: str) -> None:
-        self.host = self.now = max(self.now, self.host)
+        self.host = self.now = max(self.now, self.host, self.other)
 
     def step(self) -> None:
         self.host += self.host_s
         self.now = max(self.now, self.host) + 3e-3
+        self.other = max(self.other, self.host) + self.elsewhere_s
 
 
-def test_cuda_events_see_the_devices_time_and_not_the_launch() -> None:
-    device = FakeCuda(host_s=1e-6)
-    taken = CudaEvents(device, "cuda:0").take(device.step, Pace(inner=1, samples=4, warm=2))
+def taken_on(device: FakeCuda, monkeypatch: pytest.MonkeyPatch, samples: int = 4) -> Taken:
+    monkeypatch.setattr(clocks, "perf_counter", lambda: device.host)
+    return CudaEvents(device, "cuda:0").take(device.step, Pace(inner=1, samples=samples, warm=2))
+
+
+def test_cuda_events_see_the_devices_time_and_not_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = taken_on(FakeCuda(host_s=1e-6), monkeypatch)
     assert taken.seconds == pytest.approx([3e-3] * 4)
     assert taken.flagged == ()
+    assert taken.host_enqueue_s == pytest.approx(1e-6)
+    assert taken.end_to_end_s == pytest.approx(3.001e-3)
 
 
-def test_cuda_samples_in_which_the_host_was_late_are_flagged() -> None:
-    device = FakeCuda(host_s=50e-3)
-    taken = CudaEvents(device, "cuda:0").take(device.step, Pace(inner=1, samples=4, warm=2))
+def test_cuda_samples_in_which_the_host_was_late_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = taken_on(FakeCuda(host_s=50e-3), monkeypatch)
     assert taken.flagged == (0, 1, 2, 3)
+
+
+def test_a_filler_that_was_too_short_is_followed_by_a_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeCuda(host_s=1e-3)
+    assert taken_on(device, monkeypatch).flagged == (0,)
+    assert device.filled == pytest.approx([20e-6, 2e-3, 2e-3, 2e-3])
+
+
+@pytest.mark.parametrize(("elsewhere_s", "accounted"), [(0.0, True), (2e-3, True), (20e-3, False)])
+def test_work_on_another_stream_contradicts_the_events(
+    monkeypatch: pytest.MonkeyPatch, elsewhere_s: float, accounted: bool
+) -> None:
+    device = FakeCuda(host_s=1e-6, elsewhere_s=elsewhere_s)
+    course = Course(call_s=3e-3, budget_s=0.5, launches=1)
+    for round_ in range(3):
+        taken = taken_on(device, monkeypatch, samples=5)
+        course.add(taken, taken.busy_s, round_)
+    reason = course.unaccounted()
+    assert (reason is None) == accounted
+    assert accounted or "launch and events account for 0.003 s" in str(reason)
+
+
+def test_device_memory_is_that_of_torchs_allocator_and_the_devices_own_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Cuda:
+        """An allocator with a block of 100 bytes left over from before, on a device that others use too."""
+
+        held, peak, reserved, others = 100, 0, 512, 1000
+
+        def synchronize(self, device: str) -> None: ...
+
+        def empty_cache(self) -> None:
+            self.reserved = 128
+
+        def reset_peak_memory_stats(self, device: str) -> None:
+            self.peak = self.held
+
+        def memory_allocated(self, device: str) -> int:
+            return self.held
+
+        def max_memory_allocated(self, device: str) -> int:
+            return self.peak
+
+        def mem_get_info(self, device: str) -> tuple[int, int]:
+            return 10_000 - self.reserved - self.others, 10_000
+
+        def step(self) -> int:
+            self.peak, self.held, self.reserved, self.others = 100 + 40 + 30, 140, 256, 1500
+            return 40
+
+    cuda = Cuda()
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    found = measure.memory(Prepared(step=cuda.step), "cuda:0", 7, lambda out: out)
+    assert found == Memory(
+        input_bytes=7, output_bytes=40, workspace_bytes=30, method="cuda", device_delta_bytes=128 + 500
+    )
 
 
 def test_known_allocations_are_found_in_a_process_of_their_own() -> None:
@@ -209,12 +283,15 @@ def test_known_allocations_are_found_in_a_process_of_their_own() -> None:
 
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for size in (2**20, 2**24, 2**28):
-            found = sorted(pool.apply(_workspace, (size,)) for _ in range(3))[1]
+            found = pool.apply(_workspace, (size,))
             assert abs(found - size) <= 0.3 * 2**20, size
 
 
 def _workspace(size: int) -> int:
     import torch
+
+    # the kernel counts resident pages in batches per core, each of which may hide 0.13 MiB
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
     def step() -> torch.Tensor:
         scratch = torch.ones(size // 4)

@@ -101,14 +101,15 @@ def written(folder: Path, *rows: Result, header: Run | None = None) -> Path:
 # ---------------------------------------------------------------- columns
 
 
-def test_the_columns_are_those_of_the_issue_in_its_order() -> None:
+def test_columns_keep_their_order_and_new_ones_come_last() -> None:
     assert " ".join(column.name for column in results.COLUMNS) == (
         "schema run_id suite problem implementation plugin versions device device_name threads cache clock preset "
         "protocol_version seed mechanism batch seqlen_q seqlen_kv heads_q heads_kv head_dim head_dim_v dtype "
         "kv_dtype mask modifiers layout direction status reason median_s ci95_low_s ci95_high_s p20_s p80_s min_s "
         "mad_s n n_flagged rounds launches inner stop_reason setup_s first_call_s flops least_bytes flops_per_s "
         "bytes_per_s input_bytes output_bytes workspace_bytes memory_method err_row err_rms err_max cosine "
-        "yardstick_row yardstick_rms checked_share kernel repro"
+        "yardstick_row yardstick_rms checked_share kernel repro "
+        "host_enqueue_s end_to_end_s device_delta_bytes"
     )
 
 
@@ -273,7 +274,7 @@ def test_a_newer_schema_asks_for_a_newer_attnbench(tmp_path: Path) -> None:
         results.read_header(tmp_path)
     assert "upgrade" in str(caught.value.hint)
     path = written(tmp_path, ok())
-    path.write_text(path.read_text().replace("\n1,", "\n2,"))
+    path.write_text(path.read_text().replace(f"\n{results.SCHEMA},", f"\n{results.SCHEMA + 1},"))
     with pytest.raises(ResultsError, match="newer"):
         results.read_csv(path)
 
@@ -292,12 +293,25 @@ def test_old_schemas_are_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
 
         return upgrade
 
-    monkeypatch.setattr(files, "SCHEMA", 3)
-    monkeypatch.setattr(files, "UPGRADES", {1: step(1), 2: step(2)})
+    now = results.SCHEMA
+    monkeypatch.setattr(files, "SCHEMA", now + 2)
+    monkeypatch.setattr(files, "UPGRADES", {n: step(n) for n in (now, now + 1)})
     header, rows = results.load(tmp_path)
-    assert header.schema == 3
+    assert header.schema == now + 2
     assert {row.kernel for row in rows} == {"upgraded"}
-    assert steps == [(n, what) for what in ("header", "row", "result") for n in (1, 2)]
+    assert steps == [(n, what) for what in ("header", "row", "result") for n in (now, now + 1)]
+
+
+def test_a_run_of_schema_1_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, ok())
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    old = [name for name in rows[0] if name not in files._SINCE_2]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, old, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row | {"schema": 1} for row in rows)
+    (found,) = results.read_results(path)[1]
+    assert found == dataclasses.replace(ok(), blocks=())
 
 
 # ---------------------------------------------------------------- header and folder
@@ -309,7 +323,7 @@ def test_a_header_reads_back_the_same(tmp_path: Path) -> None:
         tmp_path, dataclasses.replace(header, fingerprint=MappingProxyType({"torch": "2.13"}))
     )
     assert results.read_header(tmp_path) == header
-    assert (tmp_path / "run.json").read_text().startswith('{\n "schema": 1,')
+    assert (tmp_path / "run.json").read_text().startswith(f'{{\n "schema": {results.SCHEMA},')
 
 
 @pytest.mark.parametrize(

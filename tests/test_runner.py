@@ -72,6 +72,12 @@ def record(name, attend, before=lambda: None):
     )
 
 
+def with_a_hole(inputs):
+    out = fused(inputs)
+    out[:, :, 300] = float("nan")
+    return out
+
+
 def patch_clocks(factor):
     from attnbench import clocks, worker
 
@@ -89,6 +95,7 @@ def attnbench_implementations():
     for name in ("a", "b", "c"):
         yield record(f"good-{name}", fused)
     yield record("half", lambda inputs: fused(inputs) / 2)
+    yield record("hole", with_a_hole)
     yield record("patches-time", fused, patch_time)
     yield record("slow-clock", fused, lambda: patch_clocks(0.01))
     yield record("fast-clock", fused, lambda: patch_clocks(100))
@@ -123,11 +130,17 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
     """Makes the runner of some implementations on some lengths."""
 
     def make_runner(
-        *only: str, lengths: str = "[16]", budget: str = "20ms", launches: int = 1, **options: Any
+        *only: str,
+        lengths: str = "[16]",
+        budget: str = "20ms",
+        launches: int = 1,
+        gflop: float = 0.5,
+        **options: Any,
     ) -> Runner:
         suite: Suite = suites.parse(
             f"question: q\nbaseline: good-a\nproblems: {{seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
-            f"measure: {{launches: {launches}, budget: {budget}, threads: 1}}\n",
+            f"measure: {{launches: {launches}, budget: {budget}, threads: 1}}\n"
+            f"verify: {{gflop: {gflop}}}\n",
             "s.yaml",
         )
         registry = plugins.discover([str(plugin)])
@@ -234,6 +247,13 @@ def test_a_wrong_answer_does_not_stop_the_others(make: Make) -> None:
     assert status is Status.WRONG
     assert reason.endswith("(normal inputs)")
     assert ends(rows)["good-a"] == (Status.OK, "")
+
+
+def test_what_is_not_finite_is_seen_outside_the_sample_too(make: Make) -> None:
+    good, hole = make("hole", "good-a", lengths="[1024]", gflop=0.001).run()
+    assert (hole.status, hole.reason) == (Status.WRONG, "out: not everywhere finite")
+    assert good.accuracy is not None
+    assert good.accuracy.checked_share < 0.1
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,9 @@ yardstick_rms    | number  |        | `err_rms` of the same computation, floored
 checked_share    | number  |        | share of the output's rows that were compared with the oracle's
 kernel           | text    |        | which kernel ran, where it can be known
 repro            | text    |        | a command that runs just this row again
+host_enqueue_s   | number  | s      | CUDA: the host's time to launch one call
+end_to_end_s     | number  | s      | CUDA: one call on an idle device, from before it to its end, by the host's clock
+device_delta_bytes | integer | B      | CUDA: by how much the device's free memory fell over the call, whoever took it
 """)
 KINDS = {column.name: column.kind for column in COLUMNS}
 

@@ -8,10 +8,17 @@ from typing import Any
 
 from attnbench.errors import ResultsError
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised with every change of the columns, the journal or the header."""
 
-UPGRADES: Mapping[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {}
+_SINCE_2 = dict.fromkeys(("host_enqueue_s", "end_to_end_s", "device_delta_bytes"), "")
+
+
+def _from_1(what: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, **_SINCE_2} if what == "row" else data
+
+
+UPGRADES: Mapping[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {1: _from_1}
 """Schema n -> what makes a `header`, `row` (texts) or `result` (JSON) of schema n + 1 out of one of schema n."""
 
 HEADER, JOURNAL, CSV = "run.json", "journal.jsonl", "results.csv"
