@@ -17,9 +17,10 @@ from attnbench.suites import PRESETS, Suite
 LARGEST = 1_000_000
 """Cells of one plan at the most."""
 
-OVERHEAD_S = 0.25
+PROCESS_S = {"cpu": 0.1, "cuda": 1.5}
+"""Start and end of a process with its inputs and verdict; on CUDA a context is made."""
 ASSUMED_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
-"""Only for the estimate of a plan's duration."""
+"""Both only for the estimate of a plan's duration."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,10 @@ class Plan:
     cells: tuple[Planned, ...]
     devices: tuple[Device, ...]
     baseline: str | None
+    launches: int
+    """Fresh processes that a cell is timed in."""
     budget_s: float
+    """Of a cell, over all launches."""
 
     @cached_property
     def jobs(self) -> tuple[Planned, ...]:
@@ -57,8 +61,10 @@ class Plan:
         """A rough guess of the duration, from budgets and counted work."""
         total = 0.0
         for job in self.jobs:
-            call = (flops(job.problem) or 0.0) / ASSUMED_FLOPS_PER_S[job.cell.device.partition(":")[0]]
-            total += OVERHEAD_S + max(self.budget_s, 3 * call) + 4 * call
+            kind = job.cell.device.partition(":")[0]
+            call = (flops(job.problem) or 0.0) / ASSUMED_FLOPS_PER_S[kind]
+            total += PROCESS_S[kind] * (1 + self.launches) + max(self.budget_s, 3 * self.launches * call)
+            total += (3 + 2 * self.launches) * call  # the canary's calls, and those beside the blocks
         return total
 
 
@@ -132,6 +138,7 @@ def make(
         cells=tuple(cells),
         devices=tuple(devices),
         baseline=suite.baseline if suite.baseline in chosen else None,
+        launches=PRESETS[measure.preset].launches if measure.launches is None else measure.launches,
         budget_s=PRESETS[measure.preset].budget_s if measure.budget_s is None else measure.budget_s,
     )
 

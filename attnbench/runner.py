@@ -21,7 +21,7 @@ from attnbench.plugins import Registry
 from attnbench.problem import Problem
 from attnbench.records import Accuracy, Memory, Result, Status, worst
 from attnbench.results import Journal
-from attnbench.suites import PRESETS, Suite
+from attnbench.suites import Suite
 from attnbench.units import bytes_text, seconds_text
 
 PRELOAD = ("attnbench.worker", "attnbench.judge")
@@ -129,8 +129,6 @@ class Runner:
         self._seconds_a_job = self.plan.seconds / max(len(self.plan.jobs), 1)
         self._random = random.Random(self.seed)
         self._memory = self.suite.measure.memory_bytes or int(SHARE_OF_MEMORY * available_memory())
-        preset = PRESETS[self.suite.measure.preset]
-        self._launches = self.suite.measure.launches or preset.launches
         self._scratch = ""
 
     # ------------------------------------------------------------ the whole
@@ -317,7 +315,7 @@ class Runner:
             accuracy = judge.verdict(answer["outputs"])
             child.resume()
             memory = Memory(**self._ask(child, {"op": "memory"}, "while its memory was measured"))
-        course = Course(call_s=answer["call_s"], budget_s=self.plan.budget_s, launches=self._launches)
+        course = Course(call_s=answer["call_s"], budget_s=self.plan.budget_s, launches=self.plan.launches)
         return Candidate(planned=job, answer=answer, accuracy=accuracy, memory=memory, course=course)
 
     # ------------------------------------------------------------ timed launches
@@ -352,7 +350,7 @@ class Runner:
         cohorts = self._cohorts(candidates, self._limit(device))
         ended: dict[str, _EndError] = {}
         round_ = 0
-        for launch in range(self._launches):
+        for launch in range(self.plan.launches):
             if launch and self._out_of_time():
                 break
             for cohort in cohorts:

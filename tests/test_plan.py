@@ -200,7 +200,7 @@ def test_the_budget_is_the_presets_unless_the_suite_has_its_own() -> None:
 
 def test_the_estimate_grows_with_jobs_and_with_work() -> None:
     few, more = (make(suite(), registry(*found)).seconds for found in ([ONE], [ONE, TWO]))
-    assert 2 * (3 + plan.OVERHEAD_S) <= few < more
+    assert 2 * (3 + 4 * plan.PROCESS_S["cpu"]) <= few < more
     long = suites.parse(
         "question: q\nproblems: {seqlen: 131072, heads: 32, head_dim: 128}", "s.yaml"
     )  # 2 * 131072**2 * 256 * 32 floating-point operations, at least three times
