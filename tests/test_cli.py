@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import jsonschema
 import pytest
 import yaml
 
-from attnbench import header
+from attnbench import header, results
 from attnbench.cli import display, main, run
 from attnbench.errors import UserError
 from attnbench.records import Cell, Result, Status, Timing
@@ -358,6 +359,45 @@ def test_show_prints_again_what_run_printed(runs: Runs, capsys: pytest.CaptureFi
     turned = capsys.readouterr().out
     assert turned.startswith("Time of one call")
     assert turned != runs.full.stdout
+
+
+def test_show_shows_the_views_that_are_asked_for(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["show", str(runs.here / "full"), "--view", "speedup", "--view", "gbps"]
+    assert main([*words, "--baseline", "mine-good"]) == 0
+    told = capsys.readouterr().out
+    assert "Speed-up against mine-good" in told
+    assert "Least bytes per second" in told
+    assert "Time of one call" not in told
+    assert "mine-lost: unavailable" in told
+    assert (
+        refused([*words, "--baseline", "mine-half"], capsys)
+        == "--baseline: no time of `mine-half` in this run"
+    )
+    assert refused([*words, "--view", "speed"], capsys) == "unknown view `speed`"
+
+
+def test_a_reason_is_printed_once(runs: Runs) -> None:
+    told = runs.full.stdout
+    assert told.count("needs no-such-distribution") == 1
+    assert told.count("[1] wrong: ") == 1
+    assert re.search(r"(?m)^\[1\] wrong: .*$", told)
+
+
+def test_a_run_without_anything_to_show_has_only_a_summary(runs: Runs) -> None:
+    assert re.fullmatch(
+        r"6 cells: 6 unavailable\n\[1\] unavailable: no CUDA device \([^\n]+\n[^[]*", runs.cuda.stdout
+    )
+    assert "unavailable [1]" in (runs.here / "cuda" / "timing.md").read_text()
+
+
+def test_the_baseline_of_a_run_stands_first_where_it_is_printed_too() -> None:
+    folder = QUICK.parent.parent / "results" / "quick-20261121-082855"
+    stored, cells = results.load(folder)
+    assert display.baseline(stored) == "torch-sdpa"
+    assert re.search(r"unit +torch-sdpa +numpy", display.tables_text(cells, None, stored))
+    other = dataclasses.replace(stored, command=("run", "quick", "--set", "baseline=numpy"))
+    assert display.baseline(other) == "numpy"
+    assert display.baseline(dataclasses.replace(stored, suite_text="of: another version")) is None
 
 
 def test_a_csv_alone_is_shown_too(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from attnbench import hookspecs, implementation, models, plan, plugins, suites, tables, units, verify
-from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, parser
+from attnbench import (
+    hookspecs,
+    implementation,
+    models,
+    plan,
+    plugins,
+    results,
+    suites,
+    tables,
+    units,
+    verify,
+)
+from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, display, parser
 from attnbench.records import Status
 from attnbench.results import COLUMNS
 from attnbench.testing import check_implementation
@@ -119,6 +130,7 @@ def test_commands_are_understood_and_choose_something(folder: Path, command: str
         pytest.importorskip("attnbench_example")
     arguments = parser().parse_args(shlex.split(command)[1:])
     tables.axes(getattr(arguments, "by", None))
+    assert all(tables.view(name) for name in getattr(arguments, "view", ()))
     if arguments.verb == "check":
         assert choose.registry(arguments).select(arguments.only)
         assert arguments.problem is None or suites.suite_of_problem(arguments.problem)
@@ -150,6 +162,15 @@ def test_the_first_command_installs_and_runs_and_another_one_tests() -> None:
     tested = re.findall(r"^<!-- tests -->\n```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert len(tested) == 1
     assert tested[0].splitlines()[-1] == "pytest"
+
+
+def test_the_table_of_the_readme_is_that_of_a_committed_run() -> None:
+    (shown,) = re.findall(r"^<!-- table -->\n(.*?)^<!-- /table -->$", README, re.DOTALL | re.MULTILINE)
+    (folder,) = re.findall(r"\]\((results/[^)]+)\)", shown)
+    run, cells = results.load(ROOT / folder)
+    page = (ROOT / folder / "timing.md").read_text()
+    assert page == tables.markdown(tables.timing(cells, baseline=display.baseline(run)))
+    assert shown.rstrip().endswith("\n\n".join(page.split("\n## ")[0].split("\n\n")[1:]).rstrip())
 
 
 # ---------------------------------------------------------------- tables and names

@@ -49,7 +49,7 @@ def _plugin(verb: argparse.ArgumentParser) -> None:
 
 def _by(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--by", metavar="ROWS,COLUMNS", help="axes of the tables, such as seqlen,implementation"
+        "--by", metavar="ROWS,COLUMNS", help="axes of the tables, such as seqlen+mask,implementation"
     )
 
 
@@ -82,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("show", help="print the tables of a run again")
     show.add_argument("run", help="a run's folder or its results.csv")
     _by(show)
+    show.add_argument(
+        "--view",
+        action="append",
+        default=[],
+        help="time, speedup, tflops, gbps or memory (default: time and memory)",
+    )
+    show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
     _plugin(lists)
