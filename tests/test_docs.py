@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import fnmatch
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from attnbench import (
     units,
     verify,
 )
-from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, display, parser
+from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, display, main, parser
 from attnbench.records import Status
 from attnbench.results import COLUMNS
 from attnbench.testing import check_implementation
@@ -213,6 +214,21 @@ def test_every_field_of_a_plugins_records_is_documented(record: str) -> None:
     fields = [f"`{field.name}`" for field in dataclasses.fields(getattr(implementation, record))]
     section = re.split(rf"^## {record}$", PAGES["docs/plugins.md"], flags=re.MULTILINE)[1].split("\n## ")[0]
     assert re.findall(r"^\| (`\w+`) \|", section, re.MULTILINE)[: len(fields)] == fields
+
+
+def test_every_key_of_the_list_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json", "--problem", "seqlen=8 heads=2 head_dim=8 modifiers=alibi"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    answer = document["answers"][0]
+    for heading, found in (
+        ("key", document),
+        ("key of an implementation", document["implementations"][0]),
+        ("key of an answer", answer),
+    ):
+        told = [name for row in rows("docs/plugins.md", heading) for name in re.findall(r"`(\w+)`", row[0])]
+        assert sorted(told) == sorted(found)
+    for name in (*document["plugins"][0], *answer["reasons"][0]):
+        assert f"`{name}`" in PAGES["docs/plugins.md"]
 
 
 def test_formats_and_inputs_are_documented() -> None:

@@ -91,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
+    lists.add_argument("--problem", metavar="TEXT", help="say of each whether it computes this problem")
+    lists.add_argument(
+        "--why", action="append", default=[], metavar="NAME", help="with --problem: of these only, and why"
+    )
+    lists.add_argument("--json", action="store_true", help="all of it for programs")
     _plugin(lists)
 
     check = verbs.add_parser("check", help="verify implementations without timing them")
