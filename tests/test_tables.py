@@ -249,6 +249,14 @@ def test_blocks_of_other_rounds_are_no_pairs() -> None:
     assert "the intervals overlap" in table.legend[0]
 
 
+def test_pairs_that_are_few_of_the_blocks_stand_for_none() -> None:
+    slow_start = [3.0, 3.1, 2.9, 3.0, 3.2, *[1.0, 1.01, 0.99] * 5]
+    a = ok(1.0, implementation="a", blocks=blocks(slow_start))
+    b = ok(1.5, implementation="b", blocks=blocks([1.5, 1.51, 1.49, 1.5, 1.5]))
+    assert grid_of(tables.timing([a, b])) == {("512", "a"): "*1.00 ±1.0%", ("512", "b"): "1.50 ±1.0%"}
+    assert grid_of(tables.table("speedup", [a, b], baseline="a"))["512", "b"] == "0.667 ±1.4%"
+
+
 # ---------------------------------------------------------------- other views
 
 

@@ -12,6 +12,9 @@ from attnbench.tables.axes import JOB_AXES
 
 TOO_NOISY = 50.0
 """Half an interval in per cent of its location from which on the number says little."""
+LEAST_SHARE = 0.5
+"""Of the blocks of either side, to be in pairs: where one went on alone for long, the first rounds of a launch, which
+may be slower, would stand for all."""
 BEST, TIED, UNSURE = "*", "≈", "?"
 
 Key = tuple[object, ...]
@@ -45,10 +48,13 @@ def uncertainty(interval: Interval) -> str:
 
 
 def paired(result: Result, base: Result) -> Interval | None:
-    """Time of `result` over that of `base` from the rounds that both have; None with fewer than five of them."""
+    """Time of `result` over that of `base` from the rounds that both have.
+
+    None with fewer than five of them, or where they are less than half of the blocks of either.
+    """
     ours, theirs = _values(result), _values(base)
     common = sorted(ours.keys() & theirs.keys())
-    if len(common) < LEAST_BLOCKS:
+    if len(common) < max(LEAST_BLOCKS, LEAST_SHARE * len(ours), LEAST_SHARE * len(theirs)):
         return None
     launches = sorted({launch for launch, _ in common})
     one, other = (

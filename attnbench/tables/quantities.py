@@ -140,7 +140,7 @@ def _speedup(results: Sequence[Result], baseline: str | None) -> Quantity:
 
     def notes() -> Iterator[str]:
         if unpaired:
-            yield "±: from the intervals of both times where no five rounds of both are at hand"
+            yield "±: from the intervals of both times where too few of their blocks are of the same rounds"
 
     return Quantity(
         title=f"Speed-up against {baseline}: its time over theirs ± half of the 95 % interval",
