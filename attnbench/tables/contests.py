@@ -109,13 +109,15 @@ def by_time(results: Sequence[Result]) -> Standings:
         marks[best[1].cell.key] = BEST if percent is not None and percent <= TOO_NOISY else UNSURE
         for time, result in others:
             ratio = paired(result, best[1])
-            low = time.location if time.low is None else time.low
-            high = best[0].location if best[0].high is None else best[0].high
-            if low <= high if ratio is None or ratio.low is None else ratio.low <= 1:
+            if ratio is not None and ratio.low is not None:
+                tied, way = ratio.low <= 1, "the interval of their ratio holds 1"
+            else:
+                low = time.location if time.low is None else time.low
+                high = best[0].location if best[0].high is None else best[0].high
+                tied, way = low <= high, "the intervals overlap"
+            if tied:
                 marks[result.cell.key] = TIED
-                ways["the intervals overlap" if ratio is None else "the interval of their ratio holds 1"] = (
-                    None
-                )
+                ways[way] = None
     return Standings(marks=marks, ways=tuple(ways))
 
 

@@ -282,10 +282,8 @@ def _listed(grid: Grid, width: int, color: bool) -> list[str]:
     axes = (*grid.row_axes, *grid.column_axes)
     labels = [[clean(v) or "-" for v in (*row, *column)] for row, column in places]
     leading = _leading([[name] for name in axes], labels)
-    body = [
-        f"{e.mark or ' '}{e.value}{e.detail if e.status is not Status.OK else f' {e.unit}'.rstrip() + e.detail}"
-        for e in entries
-    ]
+    units = [f" {entry.unit}" if entry.unit else "" for entry in entries]
+    body = [f"{e.mark or ' '}{e.value}{unit}{e.detail}" for e, unit in zip(entries, units, strict=True)]
     last = [_Column([" result"], body, right=False)]
     if any(entry.beside for entry in entries):
         last.append(_Column(["workspace"], [entry.beside for entry in entries], right=True))
