@@ -60,6 +60,18 @@ def describe(root: Path = _ROOT) -> dict[str, Any]:
     return cleaned
 
 
+def no_cuda(root: Path = _ROOT) -> str | None:
+    """Why there is no CUDA device here, as far as it shows without torch; None where there may be one."""
+    torch = _version("torch") or ""
+    if torch.endswith("+cpu"):
+        return f"torch {torch} is built without CUDA"
+    if not any((root / path).exists() for path in ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/dxg")):
+        return "no NVIDIA driver"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides them all"
+    return None
+
+
 def torch_facts() -> dict[str, Any]:
     """How torch was built, and its default thread counts. Imports torch and never touches CUDA.
 

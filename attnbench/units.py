@@ -7,6 +7,8 @@ from attnbench.errors import UserError
 
 TIME_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 BYTE_UNITS = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
+FLOP_RATE_UNITS = (("TFLOP/s", 1e12), ("GFLOP/s", 1e9), ("MFLOP/s", 1e6))
+BYTE_RATE_UNITS = (("TB/s", 1e12), ("GB/s", 1e9), ("MB/s", 1e6))
 _DURATIONS = {"h": 3600.0, "m": 60.0, "min": 60.0, **dict(TIME_UNITS)}
 _BYTES = {
     **{unit.lower(): size for unit, size in BYTE_UNITS},

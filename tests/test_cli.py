@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,7 @@ import jsonschema
 import pytest
 import yaml
 
-from attnbench import header
+from attnbench import header, results
 from attnbench.cli import display, main, run
 from attnbench.errors import UserError
 from attnbench.records import Cell, Result, Status, Timing
@@ -360,6 +361,45 @@ def test_show_prints_again_what_run_printed(runs: Runs, capsys: pytest.CaptureFi
     assert turned != runs.full.stdout
 
 
+def test_show_shows_the_views_that_are_asked_for(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["show", str(runs.here / "full"), "--view", "speedup", "--view", "gbps"]
+    assert main([*words, "--baseline", "mine-good"]) == 0
+    told = capsys.readouterr().out
+    assert "Speed-up against mine-good" in told
+    assert "Least bytes per second" in told
+    assert "Time of one call" not in told
+    assert "mine-lost: unavailable" in told
+    assert (
+        refused([*words, "--baseline", "mine-half"], capsys)
+        == "--baseline: no time of `mine-half` in this run"
+    )
+    assert refused([*words, "--view", "speed"], capsys) == "unknown view `speed`"
+
+
+def test_a_reason_is_printed_once(runs: Runs) -> None:
+    told = runs.full.stdout
+    assert told.count("needs no-such-distribution") == 1
+    assert told.count("[1] wrong: ") == 1
+    assert re.search(r"(?m)^\[1\] wrong: .*$", told)
+
+
+def test_a_run_without_anything_to_show_has_only_a_summary(runs: Runs) -> None:
+    assert re.fullmatch(
+        r"6 cells: 6 unavailable\n\[1\] unavailable: no CUDA device \([^\n]+\n[^[]*", runs.cuda.stdout
+    )
+    assert "unavailable [1]" in (runs.here / "cuda" / "timing.md").read_text()
+
+
+def test_the_baseline_of_a_run_stands_first_where_it_is_printed_too() -> None:
+    folder = QUICK.parent.parent / "results" / "quick-20261121-082855"
+    stored, cells = results.load(folder)
+    assert display.baseline(stored) == "torch-sdpa"
+    assert re.search(r"unit +torch-sdpa +numpy", display.tables_text(cells, None, stored))
+    other = dataclasses.replace(stored, command=("run", "quick", "--set", "baseline=numpy"))
+    assert display.baseline(other) == "numpy"
+    assert display.baseline(dataclasses.replace(stored, suite_text="of: another version")) is None
+
+
 def test_a_csv_alone_is_shown_too(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(runs.here / "full" / "results.csv", tmp_path)
     assert main(["show", str(tmp_path / "results.csv")]) == 0
@@ -571,10 +611,12 @@ def test_list_shows_what_there_is_and_marks_what_is_missing_or_broken(
     words = ["--plugin", str(tmp_path / "broken.py"), "--plugin", str(runs.here / "mine.py")]
     assert main(["list", *words]) == 0
     told = capsys.readouterr().out
-    assert re.search(r"^mine-good +ok$", told, re.MULTILINE)
-    lost = r"^mine-lost +unavailable: needs no-such-distribution, which is not installed$"
-    assert re.search(lost, told, re.MULTILINE)
-    assert re.search(r"^plugin broken \(.+\) could not be loaded: SystemExit: not today$", told, re.MULTILINE)
+    assert re.search(r"^  mine-good +ok ", told, re.MULTILINE)
+    assert re.search(r"^  mine-lost +no \[1\] ", told, re.MULTILINE)
+    assert "[1] needs no-such-distribution, which is not installed\n" in told
+    assert re.search(
+        r"plugin broken \(.+\) could not be loaded: SystemExit: not today$", " ".join(told.split())
+    )
     for name in (
         "numpy",
         "torch-naive",
@@ -583,7 +625,7 @@ def test_list_shows_what_there_is_and_marks_what_is_missing_or_broken(
         "torch-sdpa-math",
         "torch-sdpa-flash",
     ):
-        assert re.search(rf"^{name} +ok$", told, re.MULTILINE)
+        assert re.search(rf"^  {name} +ok ", told, re.MULTILINE)
 
 
 def test_the_schema_accepts_our_suite_and_refuses_a_misspelt_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import fnmatch
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,8 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from attnbench import hookspecs, implementation, models, plan, plugins, suites, tables, units, verify
-from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, parser
+from attnbench import (
+    hookspecs,
+    implementation,
+    models,
+    plan,
+    plugins,
+    results,
+    suites,
+    tables,
+    units,
+    verify,
+)
+from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, display, main, parser
 from attnbench.records import Status
 from attnbench.results import COLUMNS
 from attnbench.testing import check_implementation
@@ -119,6 +131,7 @@ def test_commands_are_understood_and_choose_something(folder: Path, command: str
         pytest.importorskip("attnbench_example")
     arguments = parser().parse_args(shlex.split(command)[1:])
     tables.axes(getattr(arguments, "by", None))
+    assert all(tables.view(name) for name in getattr(arguments, "view", ()))
     if arguments.verb == "check":
         assert choose.registry(arguments).select(arguments.only)
         assert arguments.problem is None or suites.suite_of_problem(arguments.problem)
@@ -150,6 +163,15 @@ def test_the_first_command_installs_and_runs_and_another_one_tests() -> None:
     tested = re.findall(r"^<!-- tests -->\n```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert len(tested) == 1
     assert tested[0].splitlines()[-1] == "pytest"
+
+
+def test_the_table_of_the_readme_is_that_of_a_committed_run() -> None:
+    (shown,) = re.findall(r"^<!-- table -->\n(.*?)^<!-- /table -->$", README, re.DOTALL | re.MULTILINE)
+    (folder,) = re.findall(r"\]\((results/[^)]+)\)", shown)
+    run, cells = results.load(ROOT / folder)
+    page = (ROOT / folder / "timing.md").read_text()
+    assert page == tables.markdown(tables.timing(cells, baseline=display.baseline(run)))
+    assert shown.rstrip().endswith("\n\n".join(page.split("\n## ")[0].split("\n\n")[1:]).rstrip())
 
 
 # ---------------------------------------------------------------- tables and names
@@ -192,6 +214,21 @@ def test_every_field_of_a_plugins_records_is_documented(record: str) -> None:
     fields = [f"`{field.name}`" for field in dataclasses.fields(getattr(implementation, record))]
     section = re.split(rf"^## {record}$", PAGES["docs/plugins.md"], flags=re.MULTILINE)[1].split("\n## ")[0]
     assert re.findall(r"^\| (`\w+`) \|", section, re.MULTILINE)[: len(fields)] == fields
+
+
+def test_every_key_of_the_list_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json", "--problem", "seqlen=8 heads=2 head_dim=8 modifiers=alibi"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    answer = document["answers"][0]
+    for heading, found in (
+        ("key", document),
+        ("key of an implementation", document["implementations"][0]),
+        ("key of an answer", answer),
+    ):
+        told = [name for row in rows("docs/plugins.md", heading) for name in re.findall(r"`(\w+)`", row[0])]
+        assert sorted(told) == sorted(found)
+    for name in (*document["plugins"][0], *answer["reasons"][0]):
+        assert f"`{name}`" in PAGES["docs/plugins.md"]
 
 
 def test_formats_and_inputs_are_documented() -> None:

@@ -1,16 +1,17 @@
 """Tables that a person reads."""
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 
 import pytest
 from rich.cells import cell_len
 
-from attnbench import tables
+from attnbench import estimates, tables
 from attnbench.errors import UserError
 from attnbench.problem import Problem
-from attnbench.records import Cell, Memory, Result, Status, Timing
+from attnbench.records import Block, Cell, Memory, Result, Status, Timing
 
 UGLY = (
     "a|b",
@@ -39,6 +40,7 @@ def ok(
     *,
     half: float | None = 0.01,
     workspace: int | None = 2**20,
+    blocks: tuple[Block, ...] = (),
     **cell: str | int,
 ) -> Result:
     """A result whose interval is `half` of its median wide to each side."""
@@ -63,6 +65,7 @@ def ok(
             setup_s=0.0,
             first_call_s=0.0,
         ),
+        blocks=blocks,
         memory=None
         if workspace is None
         else Memory(input_bytes=3 * 2**20, output_bytes=2**20, workspace_bytes=workspace, method="rss"),
@@ -193,11 +196,168 @@ def test_the_fastest_is_marked_and_so_is_what_cannot_be_told_from_it() -> None:
     assert marks == {"a": "*", "b": "≈", "c": "1"}
 
 
-def test_without_intervals_nothing_ties() -> None:
-    rows = [ok(0.0100, implementation="a", half=None), ok(0.0101, implementation="b")]
+def test_a_time_without_an_interval_is_not_called_the_fastest() -> None:
+    rows = [
+        ok(0.0100, implementation="a", half=None),
+        ok(0.0101, implementation="b", half=0.02),
+        ok(0.0110, implementation="c"),
+    ]
     table = tables.timing(rows)
-    assert set(grid_of(table).values()) == {"*10.0", "10.1 ±1.0%"}
+    assert set(grid_of(table).values()) == {"?10.0", "≈10.1 ±2.0%", "11.0 ±1.0%"}
     assert any("too few blocks" in line for line in table.legend)
+    assert any("? the least time" in line for line in table.legend)
+    assert not any("* the fastest" in line for line in table.legend)
+    assert "**" not in tables.markdown(table)
+
+
+def test_a_time_without_an_interval_ties_where_it_lies_within_that_of_the_fastest() -> None:
+    rows = [ok(0.0100, half=0.02), *(ok(s, implementation=f"{s}", half=None) for s in (0.0101, 0.0103))]
+    assert set(grid_of(tables.timing(rows)).values()) == {"*10.0 ±2.0%", "≈10.1", "10.3"}
+
+
+@pytest.mark.parametrize(("half", "told"), [(0.49, "*10.0 ±49%"), (0.51, "?10.0 too noisy")])
+def test_an_interval_of_half_the_time_to_each_side_is_too_noisy(half: float, told: str) -> None:
+    table = tables.timing([ok(0.010, half=half), ok(0.030, implementation="b")])
+    assert grid_of(table)["512", "a"] == told
+    assert any("too noisy" in line for line in table.legend) == ("noisy" in told)
+
+
+def blocks(values: Sequence[float], launch: int = 0, first: int = 0) -> tuple[Block, ...]:
+    return tuple(Block(round=n, launch=launch, seconds=(v,)) for n, v in enumerate(values, first))
+
+
+DRIFT = (1.0, 1.3, 0.9, 1.2, 1.1, 0.8)
+
+
+def test_blocks_of_the_same_rounds_tell_apart_what_drift_makes_overlap() -> None:
+    a = ok(1.0, implementation="a", half=0.2, blocks=blocks(DRIFT))
+    b = ok(1.1, implementation="b", half=0.2, blocks=blocks([1.1 * s for s in DRIFT]))
+    c = ok(1.1, implementation="c", half=0.2, blocks=blocks([1.1 * s for s in DRIFT[::-1]]))
+    table = tables.timing([a, b, c])
+    assert set(grid_of(table).values()) == {"*1.00 ±20%", "1.10 ±20%", "≈1.10 ±20%"}
+    assert table.legend == (
+        "* the fastest right answer; ≈ cannot be told apart from it: the interval of their ratio holds 1",
+    )
+    assert grid_of(table)["512", "c"][0] == "≈"
+
+
+def test_blocks_of_other_rounds_are_no_pairs() -> None:
+    a = ok(1.0, implementation="a", half=0.2, blocks=blocks(DRIFT))
+    b = ok(1.1, implementation="b", half=0.2, blocks=blocks([1.1 * s for s in DRIFT], first=2))
+    table = tables.timing([a, b])
+    assert grid_of(table)["512", "b"] == "≈1.10 ±20%"
+    assert "the intervals overlap" in table.legend[0]
+
+
+def test_pairs_that_are_few_of_the_blocks_stand_for_none() -> None:
+    slow_start = [3.0, 3.1, 2.9, 3.0, 3.2, *[1.0, 1.01, 0.99] * 5]
+    a = ok(1.0, implementation="a", blocks=blocks(slow_start))
+    b = ok(1.5, implementation="b", blocks=blocks([1.5, 1.51, 1.49, 1.5, 1.5]))
+    assert grid_of(tables.timing([a, b])) == {("512", "a"): "*1.00 ±1.0%", ("512", "b"): "1.50 ±1.0%"}
+    assert grid_of(tables.table("speedup", [a, b], baseline="a"))["512", "b"] == "0.667 ±1.4%"
+
+
+# ---------------------------------------------------------------- other views
+
+
+def test_speed_ups_are_ratios_of_paired_blocks_with_their_interval() -> None:
+    a = ok(1.0, implementation="a", half=0.2, blocks=blocks(DRIFT))
+    noise = (1.0, 1.01, 0.99, 1.0, 1.01, 0.99)
+    b = ok(
+        2.1,
+        implementation="b",
+        half=0.2,
+        blocks=blocks([2 * s * n for s, n in zip(DRIFT, noise, strict=True)]),
+    )
+    table = tables.table("speedup", [a, b], baseline="a")
+    ratio = estimates.ratio(
+        [[math.log(2 * s * n) for s, n in zip(DRIFT, noise, strict=True)]], [[math.log(s) for s in DRIFT]]
+    )
+    assert ratio.low is not None
+    assert ratio.high is not None
+    percent = 50 * (1 / ratio.low - 1 / ratio.high) * ratio.location
+    assert grid_of(table) == {
+        ("512", "a"): "*1.00",
+        ("512", "b"): f"{1 / ratio.location:.3f} ±{percent:.1f}%",
+    }
+    assert "Speed-up against a" in table.title
+    assert "unit" not in tables.text(table)
+    assert len(table.legend) == 1
+
+
+def test_speed_ups_without_blocks_add_both_intervals_in_quadrature_and_say_so() -> None:
+    rows = [ok(0.010, implementation="a", half=0.03), ok(0.020, implementation="b", half=0.04)]
+    table = tables.table("speedup", rows, baseline="b")
+    assert grid_of(table) == {("512", "b"): "1.00", ("512", "a"): "*2.00 ±5.0%"}
+    assert any("from the intervals of both times" in line for line in table.legend)
+    bare = [rows[0], ok(0.020, implementation="b", half=None)]
+    assert grid_of(tables.table("speedup", bare, baseline="b"))["512", "a"] == "*2.00"
+
+
+def test_where_the_baseline_has_no_time_there_is_no_speed_up() -> None:
+    rows = [
+        *(ok(0.01, problem(64), "a"), ok(0.02, problem(64), "b")),
+        *(bad(problem(128), "a", Status.CRASHED, "SIGSEGV"), ok(0.02, problem(128), "b")),
+    ]
+    grid = grid_of(tables.table("speedup", rows, baseline="a"))
+    assert grid["128", "b"] == "no baseline"
+    assert grid["128", "a"] == "crashed [1]"
+
+
+def test_the_baseline_of_a_run_that_names_none_is_right_most_often() -> None:
+    rows = [
+        *(bad(problem(64), "a"), ok(0.02, problem(64), "b"), ok(0.02, problem(64), "c")),
+        *(ok(0.01, problem(128), "a"), ok(0.02, problem(128), "b"), ok(0.02, problem(128), "c")),
+    ]
+    for named in (None, "was-left-out"):
+        table = tables.table("speedup", rows, baseline=named)
+        assert "against b" in table.title
+        assert table.grids[0].columns[0] == ("b",)
+
+
+def test_rates_are_work_over_the_median_and_bring_its_interval() -> None:
+    text = problem(512)
+    rows = [ok(0.001, text, "a"), ok(0.002, text, "b", half=None)]
+    flops, least = 4 * 512 * 512 * 64 * 8, 4 * 512 * 64 * 8 * 4
+    table = tables.table("tflops", rows)
+    assert table.unit == "GFLOP/s"
+    assert grid_of(table)["512", "a"] == f"*{flops / 1e-3 / 1e9:.0f} ±1.0%"
+    assert grid_of(table)["512", "b"] == f"{flops / 2e-3 / 1e9:.0f}"
+    table = tables.table("gbps", rows)
+    assert (table.unit, grid_of(table)["512", "a"]) == ("GB/s", f"*{least / 1e-3 / 1e9:.2f} ±1.0%")
+
+
+def test_work_that_cannot_be_counted_has_no_rate() -> None:
+    text = problem(512, "heads=8 head_dim=64 mechanism=linear")
+    assert set(grid_of(tables.table("tflops", [ok(0.01, text)])).values()) == {"not counted"}
+
+
+def test_every_view_of_time_marks_the_same_fastest() -> None:
+    rows = [ok(0.0100, implementation="a"), ok(0.0101, implementation="b"), ok(0.0200, implementation="c")]
+    for view in ("time", "speedup", "tflops", "gbps"):
+        (grid,) = tables.table(view, rows, baseline="c").grids
+        assert {column: e.mark for (_, (column,)), e in grid.entries.items()} == {"a": "*", "b": "≈", "c": ""}
+
+
+def test_an_unknown_view_is_refused_with_a_hint() -> None:
+    with pytest.raises(UserError) as caught:
+        tables.view("speed")
+    assert caught.value.hint == "did you mean `speedup`?"
+
+
+def test_the_file_of_times_ends_with_speed_ups_where_there_is_a_baseline() -> None:
+    rows = [
+        ok(0.010, implementation="a"),
+        ok(0.020, implementation="b"),
+        bad(implementation="c"),
+        bad(problem(64), "c", Status.FAILED),
+    ]
+    page = tables.markdown(tables.timing(rows, baseline="b"))
+    assert "## Speed-up against b" in page
+    assert page.count("no grouped heads") == 2  # c: unsupported once, failed once
+    assert "Speed-up" not in tables.markdown(tables.timing(rows))
+    assert "Speed-up" not in tables.markdown(tables.timing(rows, baseline="c"))
+    assert "Speed-up" not in tables.text(tables.timing(rows, baseline="b"))
 
 
 def test_a_wrong_answer_is_never_the_fastest() -> None:
@@ -243,10 +403,28 @@ def test_reasons_stand_in_place_of_numbers_and_are_given_once_below() -> None:
         ok(0.02, problem(256), "b"),
     ]
     table = tables.timing(rows)
-    assert table.notes == ("unsupported: no grouped heads", "crashed: SIGSEGV in its first calls")
-    assert grid_of(table)["64", "b"] == grid_of(table)["128", "b"] == "unsupported [1]"
-    assert "[2] crashed: SIGSEGV in its first calls" in tables.text(table)
-    assert "- [2] crashed: SIGSEGV in its first calls" in tables.markdown(table)
+    assert table.notes == ("crashed: SIGSEGV in its first calls", "unsupported: no grouped heads")
+    assert grid_of(table)["64", "b"] == grid_of(table)["128", "b"] == "unsupported [2]"
+    assert "[1] crashed: SIGSEGV in its first calls" in tables.text(table)
+    assert "- [1] crashed: SIGSEGV in its first calls" in tables.markdown(table)
+    assert "SIGSEGV" not in tables.text(table, notes=False)
+
+
+def test_failures_that_differ_in_figures_are_one_reason_and_answers_are_not() -> None:
+    rows = [
+        *(ok(0.01, problem(n), "a") for n in (64, 128, 256)),
+        *(bad(problem(n), "b", Status.WRONG, f"row error {n / 1e5} at query {n}") for n in (64, 128, 256)),
+        *(bad(problem(n), "c", reason=f"no head_dim {n}") for n in (64, 128)),
+        ok(0.01, problem(256), "c"),
+        *(bad(problem(n), "d", Status.FAILED, f"no {t}") for n, t in ((64, "float16"), (128, "float64"))),
+    ]
+    assert tables.timing(rows).notes == (
+        "wrong: row error 0.00064 at query 64 (and 2 like it, with other figures)",
+        "failed: no float16",
+        "failed: no float64",
+        "unsupported: no head_dim 64",
+        "unsupported: no head_dim 128",
+    )
 
 
 def test_an_implementation_that_can_nothing_here_is_a_line_and_no_column() -> None:
@@ -262,6 +440,16 @@ def test_an_implementation_that_can_nothing_here_is_a_line_and_no_column() -> No
     assert "b: unavailable: not installed" in tables.markdown(table)
 
 
+def test_an_implementation_with_several_reasons_for_all_cells_is_a_line_too() -> None:
+    rows = [
+        *(ok(0.01, problem(n)) for n in (64, 128, 256)),
+        *(bad(problem(n), "b", reason="no cpu" if n < 256 else "no bfloat16") for n in (64, 128, 256)),
+    ]
+    (line,) = tables.timing(rows).absent
+    assert line == "b: unsupported: no cpu (2); unsupported: no bfloat16 (1)"
+    assert tables.summary(rows).splitlines()[-1] == f"no column: {line}"
+
+
 def test_a_wrong_answer_everywhere_keeps_its_column() -> None:
     table = tables.timing([ok(0.01), bad(status=Status.WRONG, reason="row error 0.3")])
     assert table.absent == ()
@@ -269,7 +457,7 @@ def test_a_wrong_answer_everywhere_keeps_its_column() -> None:
 
 
 def test_a_run_in_which_all_failed_is_a_table_of_reasons() -> None:
-    rows = [bad(problem(n), name, Status.FAILED, f"boom {n}") for n in (64, 128) for name in "ab"]
+    rows = [bad(problem(n), name, Status.FAILED, f"boom {name}") for n in (64, 128) for name in "ab"]
     for table in (tables.timing(rows), tables.memory(rows)):
         assert len(table.grids[0].entries) == 4
         assert len(table.notes) == 2
@@ -287,7 +475,7 @@ def test_no_results_are_no_table() -> None:
 # ---------------------------------------------------------------- memory
 
 
-def test_memory_stands_beside_the_bytes_of_inputs_and_outputs() -> None:
+def test_workspace_stands_beside_the_bytes_of_inputs_and_those_of_outputs() -> None:
     small, large = problem(64), problem(128)
     rows = [
         ok(0.01, small, "a", workspace=0),
@@ -296,7 +484,7 @@ def test_memory_stands_beside_the_bytes_of_inputs_and_outputs() -> None:
         ok(0.01, large, "b", workspace=None),
     ]
     table = tables.memory(rows)
-    assert "in+out 4.00 MiB" in table.common
+    assert {"input 3.00 MiB", "output 1.00 MiB"} <= {*table.common}
     assert grid_of(table)["64", "a"] == "*0"
     assert grid_of(table)["128", "b"] == "not measured"
     other = Memory(input_bytes=2**30, output_bytes=0, workspace_bytes=5, method="rss")
@@ -305,8 +493,8 @@ def test_memory_stands_beside_the_bytes_of_inputs_and_outputs() -> None:
         bad(large, "b"),
     ]
     grid = tables.memory(rows).grids[0]
-    assert grid.row_axes == ("seqlen", "in+out")
-    assert grid.rows == (("64", "4.00 MiB"), ("128", "1.00 GiB"))
+    assert grid.row_axes == ("seqlen", "input", "output")
+    assert grid.rows == (("64", "3.00 MiB", "1.00 MiB"), ("128", "1.00 GiB", "0 B"))
 
 
 def test_the_bytes_of_inputs_never_split_a_table() -> None:
@@ -337,10 +525,15 @@ def test_the_bytes_of_inputs_never_split_a_table() -> None:
     ("text", "hint"),
     [
         ("seqlen", "give two"),
-        ("seqlen,seqlen", "give two"),
+        ("seqlen,seqlen", "differ"),
         ("a,b,c", "one of"),
+        ("seqlen,mask,dtype", "give two"),
         ("", "one of"),
         ("seqlne,mask", "seqlen"),
+        ("seqlen+mask,mask", "differ"),
+        ("shape,heads", "differ"),
+        ("seqlen+head,mask", "head"),
+        ("seqlen+,mask", "one of"),
     ],
 )
 def test_axes_that_cannot_be_are_refused_with_a_hint(text: str, hint: str) -> None:
@@ -351,6 +544,7 @@ def test_axes_that_cannot_be_are_refused_with_a_hint(text: str, hint: str) -> No
 
 def test_axes_are_read_from_the_command_line() -> None:
     assert tables.axes(None) is None
+    assert tables.axes("seqlen + mask, shape") == ("seqlen+mask", "shape")
     assert tables.axes("seqlen, implementation") == ("seqlen", "implementation")
 
 
@@ -383,6 +577,21 @@ def test_what_remains_splits_a_table_into_parts_with_captions() -> None:
         f"heads {h}, {m} mask" for h in ("2", "8/2") for m in ("full", "causal")
     ]
     assert table.grids[0].rows == (("256",), ("512",), ("1024",))  # by number, not in plan order
+
+
+def test_several_axes_may_share_a_side() -> None:
+    (grid,) = tables.timing(cross(), by=("seqlen+heads", "mask+implementation")).grids
+    assert grid.row_axes == ("seqlen", "heads")
+    assert grid.rows == tuple((n, h) for n in ("256", "512", "1024") for h in ("2", "8/2"))
+    assert grid.columns == tuple((m, i) for m in ("full", "causal") for i in "ab")
+
+
+def test_the_shape_of_a_model_is_its_heads_and_their_dimension() -> None:
+    rows = [
+        ok(1e-3, problem(n, f"heads={h} head_dim={d}")) for n in (64, 128) for h, d in ((12, 64), (32, 128))
+    ]
+    (grid,) = tables.timing(rows, by=("shape", "seqlen")).grids
+    assert (grid.row_axes, grid.rows) == (("heads", "head_dim"), (("12", "64"), ("32", "128")))
 
 
 def test_an_axis_that_follows_from_another_joins_it() -> None:
@@ -497,16 +706,44 @@ def test_a_large_table_is_a_line_a_cell_on_a_terminal_and_whole_in_the_file() ->
     table = tables.timing(rows)
     lines = [line for line in tables.text(table).splitlines() if "kernel-" in line]
     assert len(lines) == 301
-    assert re.fullmatch(r" +64 +kernel-0 +\*1\.00 ms ±1\.0%", lines[0])
-    assert lines[3].endswith("crashed: SIGSEGV")
+    assert re.fullmatch(r" +64 +kernel-0 +\*1\.00 ms ±1\.0% +1\.00 MiB", lines[0])
+    assert lines[3].endswith("crashed [1]")
     assert len([*table_rows(tables.markdown(table))]) == 102
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_lists_and_tables_of_many_axes_keep_to_the_width(width: int) -> None:
+    shapes = ("heads=12 head_dim=64", "heads_q=32 heads_kv=8 head_dim=128")
+    rows = [
+        ok(1e-3, problem(n, f"{s} dtype={t} mask={m} direction={d}"), f"torch-sdpa-efficient-{k}")
+        for s in shapes
+        for d in ("forward", "forward_backward")
+        for t in ("float32", "bfloat16")
+        for m in ("full", "causal")
+        for n in (64, 128, 16384)
+        for k in range(5)
+    ]
+    for some in (rows, rows[:120]):
+        table = tables.timing(some)
+        text = tables.text(table, width=width)
+        assert max(map(cell_len, text.splitlines())) <= width
+        assert text.count("±1.0%") == len(some)
+    assert tables.text(tables.timing(rows), width=80).count("heads 32/8") == 2  # one a direction
+
+
+def test_long_names_are_broken_after_hyphens_where_that_saves_a_part() -> None:
+    rows = [ok(0.01, problem(n), f"torch-sdpa-number-{k}") for n in (64, 128) for k in range(4)]
+    lines = tables.text(tables.timing(rows), width=80).splitlines()
+    (rule,) = [place for place, line in enumerate(lines) if "─" in line]
+    assert lines[rule - 2].split() == ["torch-sdpa-"] * 4
+    assert lines[rule - 1].split() == ["seqlen", *(f"number-{k}" for k in range(4))]
+
+
 def test_many_reasons_are_cut_on_a_terminal_only() -> None:
-    rows = [ok(0.01), *(bad(problem(64 * n), "b", Status.FAILED, f"boom {n}") for n in range(1, 31))]
+    rows = [ok(0.01), *(bad(problem(64 * n), "b", Status.FAILED, f"boom{n}") for n in range(1, 31))]
     table = tables.timing(rows)
     assert "and 10 more reasons" in tables.text(table)
-    assert "- [30] failed: boom 30" in tables.markdown(table)
+    assert "- [30] failed: boom30" in tables.markdown(table)
 
 
 def test_colour_adds_nothing_but_colour() -> None:
@@ -536,15 +773,25 @@ def test_the_summary_counts_and_puts_wrong_answers_first() -> None:
     ]
     lines = tables.summary(rows).splitlines()
     assert lines[0] == "7 cells: 1 ok, 2 wrong, 1 unsupported, 1 timed out, 2 not run"
-    assert lines[1] == "  wrong: c: row error 0.3 at batch 0"
-    assert lines[2].startswith("    2 cells, first batch=1 seqlen=64 ")
-    assert lines[3] == "  timed out: slow: no answer within 60 s"
-    assert lines[5] == "  not run: interrupted"
-    assert "no grouped heads" not in "\n".join(lines)
+    assert lines[1].startswith("[1] wrong: row error 0.3 at batch 0 (c, 2 cells, first batch=1 seqlen=64 ")
+    assert lines[2].startswith("[2] timed out: no answer within 60 s (slow: batch=1 seqlen=64 ")
+    assert lines[3] == "[3] not run: interrupted (2 cells)"
+    assert lines[4] == "[4] unsupported: no grouped heads (b)"
+
+
+def test_numbers_of_reasons_are_the_same_in_every_table_and_in_the_summary() -> None:
+    rows = [
+        *(ok(0.01, problem(64)), ok(0.01, problem(128), "b"), ok(0.01, problem(128), "c")),
+        *(bad(problem(64), "b"), bad(problem(64), "c", Status.CRASHED, "SIGSEGV"), bad(problem(128), "a")),
+    ]
+    told = [line.split(" (")[0] for line in tables.summary(rows).splitlines()[1:]]
+    for view in tables.VIEWS:
+        notes = tables.table(view, rows, by=("implementation", "seqlen")).notes
+        assert told == [f"[{place}] {note}" for place, note in enumerate(notes, 1)]
 
 
 def test_a_summary_of_many_findings_is_cut_and_says_so() -> None:
-    rows = [bad(problem(64), f"k{n}", Status.FAILED, "x" * 500) for n in range(30)]
+    rows = [bad(problem(64), f"k{n}", Status.FAILED, f"k{n} " + "x" * 500) for n in range(30)]
     text = tables.summary(rows)
-    assert text.endswith("and 18 more: see the column `reason` of results.csv")
-    assert max(map(len, text.splitlines())) < 230
+    assert text.endswith("and 10 more: see the column `reason` of results.csv")
+    assert max(map(len, text.splitlines())) < 400

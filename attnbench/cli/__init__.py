@@ -49,7 +49,7 @@ def _plugin(verb: argparse.ArgumentParser) -> None:
 
 def _by(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--by", metavar="ROWS,COLUMNS", help="axes of the tables, such as seqlen,implementation"
+        "--by", metavar="ROWS,COLUMNS", help="axes of the tables, such as seqlen+mask,implementation"
     )
 
 
@@ -82,8 +82,20 @@ def parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("show", help="print the tables of a run again")
     show.add_argument("run", help="a run's folder or its results.csv")
     _by(show)
+    show.add_argument(
+        "--view",
+        action="append",
+        default=[],
+        help="time, speedup, tflops, gbps or memory (default: time and memory)",
+    )
+    show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
+    lists.add_argument("--problem", metavar="TEXT", help="say of each whether it computes this problem")
+    lists.add_argument(
+        "--why", action="append", default=[], metavar="NAME", help="with --problem: of these only, and why"
+    )
+    lists.add_argument("--json", action="store_true", help="all of it for programs")
     _plugin(lists)
 
     check = verbs.add_parser("check", help="verify implementations without timing them")

@@ -5,9 +5,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TextIO
 
-from attnbench import tables
+from attnbench import suites, tables
+from attnbench.errors import UserError
 from attnbench.records import Result, Run, Status
 from attnbench.runner import Listener, Progress
 from attnbench.units import seconds_text
@@ -15,15 +17,52 @@ from attnbench.units import seconds_text
 WIDTH_OF_A_LOG = 100
 
 
-def tables_text(rows: Sequence[Result], by: tuple[str, str] | None, run: Run) -> str:
-    """Timing, memory and summary for standard output, as wide as the terminal, coloured only there."""
+def size() -> tuple[int, bool]:
+    """Columns of standard output, and whether it is to be coloured."""
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else WIDTH_OF_A_LOG
-    color = terminal and "NO_COLOR" not in os.environ
-    parts = [
-        tables.text(table(rows, by=by), width=width, color=color) for table in (tables.timing, tables.memory)
-    ]
-    return "\n\n".join([*parts, tables.summary(rows)])
+    return width, terminal and "NO_COLOR" not in os.environ
+
+
+def tables_text(
+    rows: Sequence[Result],
+    by: tuple[str, str] | None,
+    run: Run,
+    views: Sequence[str] = (),
+    against: str | None = None,
+) -> str:
+    """Tables and summary for standard output, as wide as the terminal, coloured only there.
+
+    Speed-ups are `against` an implementation, or the suite's baseline. Unless `views` asks for others, there are
+    times and memory, in one table where it is a line a cell; and nothing but the summary where no implementation
+    can compute anything here.
+    """
+    width, color = size()
+    base = against or baseline(run)
+    shown = [tables.table(view, rows, by=by, baseline=base) for view in views or _views(rows)]
+    if not views and shown and shown[0].size > tables.LARGEST_GRID:
+        del shown[1:]
+    told = [line for part in tables.summary(rows).splitlines() for line in tables.wrapped(part, width, 4)]
+    parts = [tables.text(table, width=width, color=color, notes=False) for table in shown]
+    return "\n\n".join([*parts, "\n".join(told)])
+
+
+def _views(rows: Sequence[Result]) -> tuple[str, ...]:
+    answers = (Status.UNSUPPORTED, Status.UNAVAILABLE)
+    return () if all(row.status in answers for row in rows) else ("time", "memory")
+
+
+def baseline(run: Run) -> str | None:
+    """The baseline of the run's suite, where its header tells."""
+    if not run.suite_text:
+        return None
+    words = [*run.command]
+    overrides = [after for word, after in pairwise(words) if word == "--set"]
+    overrides += [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+    try:
+        return suites.parse(run.suite_text, run.suite, overrides).baseline
+    except UserError:  # a suite of another version
+        return None
 
 
 @contextlib.contextmanager

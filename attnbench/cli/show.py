@@ -5,11 +5,20 @@ from pathlib import Path
 
 from attnbench import results, tables
 from attnbench.cli import display
+from attnbench.errors import UserError
+from attnbench.problem import suggestion
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the tables of a stored run."""
+    """Print the tables of a stored run, or the views that were asked for."""
     by = tables.axes(arguments.by)
+    views = [tables.view(name) for name in arguments.view]
     run, rows = results.load(Path(arguments.run))
-    print(display.tables_text(rows, by, run))
+    names = {row.cell.implementation for row in rows if row.timing}
+    if arguments.baseline is not None and arguments.baseline not in names:
+        raise UserError(
+            f"--baseline: no time of `{arguments.baseline}` in this run",
+            hint=suggestion(arguments.baseline, names),
+        )
+    print(display.tables_text(rows, by, run, views, arguments.baseline))
     return 0

@@ -1,8 +1,25 @@
 """Results -> tables that a person reads, as text and as Markdown. Nothing here prints."""
 
 from attnbench.tables.axes import AXES, axes
-from attnbench.tables.rendering import markdown, text
+from attnbench.tables.quantities import VIEWS, view
+from attnbench.tables.reasons import clean
+from attnbench.tables.rendering import LARGEST_GRID, markdown, text, wrapped
 from attnbench.tables.summary import summary
-from attnbench.tables.table import Table, memory, timing
+from attnbench.tables.table import Table, memory, table, timing
 
-__all__ = ["AXES", "Table", "axes", "markdown", "memory", "summary", "text", "timing"]
+__all__ = [
+    "AXES",
+    "LARGEST_GRID",
+    "VIEWS",
+    "Table",
+    "axes",
+    "clean",
+    "markdown",
+    "memory",
+    "summary",
+    "table",
+    "text",
+    "timing",
+    "view",
+    "wrapped",
+]

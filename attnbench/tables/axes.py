@@ -15,10 +15,12 @@ PROBLEM_AXES = (
 )
 ATOMS = {"seqlen": ("seqlen_q", "seqlen_kv"), "heads": ("heads_q", "heads_kv")}
 """Axes that stand in one column, such as `32/8`, unless `by` names one of their parts."""
-AXES = ("problem", "implementation", *JOB_AXES, *PROBLEM_AXES, *ATOMS["seqlen"], *ATOMS["heads"])
+SHAPE = {"shape": ("heads", "head_dim")}
+"""What a model settles, as one name for `by`."""
+AXES = ("problem", "implementation", *JOB_AXES, *PROBLEM_AXES, *ATOMS["seqlen"], *ATOMS["heads"], *SHAPE)
 """What `by` may name."""
-FOOTPRINT = "in+out"
-"""An axis of memory tables: bytes of inputs and outputs."""
+FOOTPRINT = ("input", "output")
+"""Axes of memory tables: bytes of inputs and of outputs."""
 _BARE = ("device", "mechanism", "direction", "layout", "dtype", "modifiers", "implementation", "problem")
 
 Label = tuple[str, ...]
@@ -26,19 +28,29 @@ Label = tuple[str, ...]
 
 
 def axes(text: str | None) -> tuple[str, str] | None:
-    """`seqlen,implementation` -> the axes of rows and columns. Raises `UserError`."""
+    """`seqlen+mask,implementation` -> the axes of rows and those of columns. Raises `UserError`."""
     if text is None:
         return None
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
+    sides = ["+".join(name.strip() for name in side.split("+")) for side in text.split(",")]
+    for name in "+".join(sides).split("+"):
         if name not in AXES:
             raise UserError(f"unknown axis `{name}`", hint=suggestion(name, AXES))
-    if len(names) != 2 or names[0] == names[1]:
+    if len(sides) != 2:
         raise UserError(
             f"a table has rows and columns, got `{text}`",
-            hint="give two axes, such as seqlen,implementation",
+            hint="give two axes, such as seqlen,implementation; several on one side as in seqlen+mask",
         )
-    return names[0], names[1]
+    named = [axis for side in sides for axis in _named(side)]
+    if twice := [axis for axis in named if named.count(axis) > 1]:
+        raise UserError(
+            f"`{twice[0]}` is given twice in `{text}`",
+            hint="give two axes that differ, such as seqlen,implementation",
+        )
+    return sides[0], sides[1]
+
+
+def _named(side: str) -> list[str]:
+    return [axis for name in side.split("+") for axis in SHAPE.get(name, (name,))]
 
 
 @lru_cache(maxsize=4096)
@@ -104,7 +116,8 @@ def layout(cells: Sequence[Mapping[str, str]], by: tuple[str, str] | None) -> La
     """
     names = ("implementation", *JOB_AXES, *PROBLEM_AXES)
     varied = {name for name in cells[0] if len({cell[name] for cell in cells}) > 1} if cells else set()
-    named = by or ("problem", "implementation")
+    asked = [_named(side) for side in by or ("problem", "implementation")]
+    named = [axis for side in asked for axis in side]
     left = [
         part
         for name in names
@@ -112,11 +125,13 @@ def layout(cells: Sequence[Mapping[str, str]], by: tuple[str, str] | None) -> La
         if part in varied and part not in named
     ]
     sides: list[list[str]] = []
-    for name in named:
-        jobs = () if by is None else JOB_AXES  # unasked, a problem on each device is a row of its own
-        rows = [a for a in left if a not in ("implementation", *jobs)] or ["seqlen"]
-        sides.append(rows if name == "problem" else [name])
-        left = [a for a in left if a not in sides[-1]]
+    for side in asked:
+        if "problem" in side:
+            jobs = () if by is None else JOB_AXES  # unasked, a problem on each device is a row of its own
+            rest = [a for a in left if a not in ("implementation", *jobs)]
+            side = [a for name in side for a in ((rest or ["seqlen"]) if name == "problem" else [name])]
+        sides.append(side)
+        left = [a for a in left if a not in side]
 
     def follows(name: str, side: Sequence[str]) -> bool:
         seen: dict[Label, str] = {}
@@ -127,10 +142,12 @@ def layout(cells: Sequence[Mapping[str, str]], by: tuple[str, str] | None) -> La
     for name in left:
         side = next((side for side, key in zip(sides, keys, strict=True) if follows(name, key)), split)
         side.append(name)
-    if FOOTPRINT in varied and follows(FOOTPRINT, keys[0]):
-        sides[0].append(FOOTPRINT)
+    for name in FOOTPRINT:
+        joined = (side for side, key in zip(sides, keys, strict=True) if follows(name, [*split, *key]))
+        if name in varied and (to := next(joined, None)) is not None:
+            to.append(name)
     told = {*sides[0], *sides[1], *split, *varied}
     common = tuple(
-        name for name in (*names[1:], FOOTPRINT) if cells and cells[0].get(name) and name not in told
+        name for name in (*names[1:], *FOOTPRINT) if cells and cells[0].get(name) and name not in told
     )
     return Layout(rows=tuple(sides[0]), columns=tuple(sides[1]), split=tuple(split), common=common)

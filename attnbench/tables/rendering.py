@@ -3,10 +3,12 @@
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from attnbench.records import Status
 from attnbench.tables.axes import said
-from attnbench.tables.table import Entry, Grid, Table, clean
+from attnbench.tables.reasons import clean
+from attnbench.tables.table import Entry, Grid, Table
 
 LARGEST_GRID = 200
 """Cells of a table at the most; on a terminal a larger one becomes a line a cell."""
@@ -21,9 +23,13 @@ def _title(table: Table) -> str:
     return f"{table.title}, in {table.unit}" if table.unit else table.title
 
 
+def _own_units(grid: Grid, table: Table) -> bool:
+    return not table.unit and any(grid.units.values())
+
+
 def _labels(grid: Grid, table: Table) -> tuple[list[str], list[list[str]]]:
     """Names of the leading columns, and what stands in them; with the units where rows have their own."""
-    units = not table.unit and not grid.by_column
+    units = _own_units(grid, table) and not grid.by_column
     rows = [[clean(v) or "-" for v in row] + [grid.units.get(row, "")] * units for row in grid.rows]
     return [*grid.row_axes, *["unit"] * units], rows
 
@@ -39,21 +45,25 @@ def _escaped(text: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The whole table as GitHub's Markdown."""
-    lines = [f"# {_escaped(_title(table))}", ""]
+    """The whole table as GitHub's Markdown, with those below it."""
+    return "\n".join(["\n".join(_page(table, "#")), *("\n".join(_page(t, "##")) for t in table.below)])
+
+
+def _page(table: Table, level: str) -> list[str]:
+    lines = [f"{level} {_escaped(_title(table))}", ""]
     if table.common:
         lines += [_escaped(", ".join(table.common)), ""]
     for grid in table.grids:
         if grid.caption:
-            lines += [f"## {_escaped(grid.caption)}", ""]
+            lines += [f"{level}# {_escaped(grid.caption)}", ""]
         lines += [*_markdown_grid(grid, table), ""]
     if not table.grids:
         lines += ["No cells.", ""]
     if table.legend:
         lines += [_escaped("; ".join(table.legend)), ""]
-    lines += [f"- [{number}] {_escaped(note)}" for number, note in enumerate(table.notes, 1)]
-    lines += [f"- no column: {_escaped(line)}" for line in table.absent]
-    return "\n".join(lines).rstrip() + "\n"
+    notes = [f"- [{number}] {_escaped(note)}" for number, note in enumerate(table.notes, 1)]
+    notes += [f"- no column: {_escaped(line)}" for line in table.absent]
+    return [*lines, *notes, *[""] * bool(notes)]
 
 
 def _markdown_grid(grid: Grid, table: Table) -> Iterator[str]:
@@ -61,7 +71,7 @@ def _markdown_grid(grid: Grid, table: Table) -> Iterator[str]:
     heads = []
     for column in grid.columns:
         head = ", ".join(map(said, grid.column_axes, column))
-        unit = grid.units.get(column) if grid.by_column and not table.unit else None
+        unit = grid.units.get(column) if grid.by_column and _own_units(grid, table) else None
         heads.append(_escaped(f"{head}, {unit}" if unit else head))
     yield f"| {' | '.join([*map(_escaped, names), *heads])} |"
     yield f"|{'---|' * len(names)}{'---:|' * len(heads)}"
@@ -80,37 +90,42 @@ def _markdown_entry(entry: Entry | None) -> str:
 # ---------------------------------------------------------------- text
 
 
-def text(table: Table, *, width: int = 100, color: bool = False) -> str:
-    """The table for a terminal of `width` columns: in parts, or on its side, where it is too wide.
+def text(table: Table, *, width: int = 100, color: bool = False, notes: bool = True) -> str:
+    """The table for a terminal of `width` columns, in parts or on its side where it is too wide.
 
-    With more than `LARGEST_GRID` cells a line for each. `color` adds ANSI sequences.
+    With more than `LARGEST_GRID` cells a line for each. `color` adds ANSI sequences; without `notes`, the
+    reasons stay for `summary`.
     """
 
     def painted(line: str, paint: str) -> str:
         return f"{paint}{line}{_PLAIN}" if color else line
 
-    def wrapped(line: str, hang: int = 0) -> list[str]:
-        return textwrap.wrap(line, max(width, 40), subsequent_indent=" " * hang, break_on_hyphens=False)
+    def lines_of(line: str, hang: int = 0) -> list[str]:
+        return wrapped(line, width, hang)
 
-    lines = [painted(line, _BOLD) for line in wrapped(_title(table))]
+    lines = [painted(line, _BOLD) for line in lines_of(_title(table))]
     together = ", ".join(table.common).replace(" ", "\xa0").replace(",\xa0", ", ")  # no break within an item
-    lines += [line.replace("\xa0", " ") for line in wrapped(together)]
-    long = sum(len(grid.entries) for grid in table.grids) > LARGEST_GRID
+    lines += [line.replace("\xa0", " ") for line in lines_of(together)]
+    long = table.size > LARGEST_GRID
     for grid in table.grids:
         if grid.caption:
-            lines += ["", *(painted(line, _BOLD) for line in wrapped(clean(grid.caption)))]
-        lines += ["", *(_listed(grid, color) if long else _drawn(grid, table, width, color))]
+            lines += ["", *(painted(line, _BOLD) for line in lines_of(clean(grid.caption)))]
+        lines += ["", *(_listed(grid, width, color) if long else _drawn(grid, table, width, color))]
     lines.append("")
-    below = [line for item in table.legend for line in wrapped(item, 2)]
-    if not long:
-        for place, note in enumerate(table.notes[:MOST_NOTES], 1):
-            below += wrapped(f"[{place}] {note}", 4)
-        if len(table.notes) > MOST_NOTES:
-            below.append(f"... and {len(table.notes) - MOST_NOTES} more reasons in results.csv")
-    for line in table.absent:
-        below += wrapped(f"no column: {clean(line)}", 4)
+    below = [line for item in table.legend for line in lines_of(item, 2)]
+    for place, note in enumerate(table.notes[:MOST_NOTES] if notes else (), 1):
+        below += lines_of(f"[{place}] {note}", 4)
+    if notes and len(table.notes) > MOST_NOTES:
+        below.append(f"... and {len(table.notes) - MOST_NOTES} more reasons in results.csv")
+    for line in table.absent if notes else ():
+        below += lines_of(f"no column: {clean(line)}", 4)
     lines += [painted(line, _DIM) for line in below]
     return "\n".join(lines if table.grids else [*lines, "no cells"]).rstrip()
+
+
+def wrapped(line: str, width: int, hang: int = 0) -> list[str]:
+    """A line in lines of `width` columns (40 at the least), all but the first `hang` columns to the right."""
+    return textwrap.wrap(line, max(width, 40), subsequent_indent=" " * hang, break_on_hyphens=False)
 
 
 def _cell_len(text: str) -> int:
@@ -133,11 +148,21 @@ class _Column:
         self.body = [_padded(line, self.width, right) for line in body]
 
 
-def _printed(columns: Sequence[_Column]) -> list[str]:
+def _printed(columns: Sequence[_Column], captions: Sequence[str] = ()) -> list[str]:
+    """Columns beside each other; where a row has a caption other than the one before, it goes above."""
     rule = ["─" * column.width for column in columns]
-    rows = [*zip(*(column.heading for column in columns), strict=True), rule]
-    rows += zip(*(column.body for column in columns), strict=True)
-    return [(" " * _GAP).join(["", *row]).rstrip() for row in rows]
+    heading = [
+        row for row in zip(*(column.heading for column in columns), strict=True) if any(map(str.strip, row))
+    ]
+    rows = [*heading, rule]
+    lines = [(" " * _GAP).join(["", *row]).rstrip() for row in rows]
+    before = ""
+    for place, row in enumerate(zip(*(column.body for column in columns), strict=True)):
+        if captions and captions[place] != before:
+            before = captions[place]
+            lines.append(before)
+        lines.append((" " * _GAP).join(["", *row]).rstrip())
+    return lines
 
 
 def _leading(headings: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> list[_Column]:
@@ -148,46 +173,85 @@ def _leading(headings: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -
     ]
 
 
-def _drawn(grid: Grid, table: Table, width: int, color: bool) -> Iterator[str]:
-    """The grid as it is where it fits, else on its side where that fits, else in parts."""
-    leading, columns = _columns(grid, table, color)
-    if _width([*leading, *columns]) > width:
-        other = _columns(grid.transposed(), table, color)
-        if _width([*other[0], *other[1]]) <= width:
-            leading, columns = other
-    while columns:
-        fitting = 1
-        while fitting < len(columns) and _width([*leading, *columns[: fitting + 1]]) <= width:
-            fitting += 1
-        yield from _printed([*leading, *columns[:fitting]])
-        columns = columns[fitting:]
-        if columns:
-            yield ""
-
-
 def _width(columns: Sequence[_Column]) -> int:
     return sum(_GAP + column.width for column in columns)
 
 
-def _columns(grid: Grid, table: Table, color: bool) -> tuple[list[_Column], list[_Column]]:
+def _captions(axes: Sequence[str], labels: Sequence[Sequence[str]], count: int) -> list[str]:
+    """For each row its first `count` axes, in words."""
+    if not count:
+        return []
+    return [", ".join(map(said, axes[:count], label)) for label in labels]
+
+
+def _drawn(grid: Grid, table: Table, width: int, color: bool) -> list[str]:
+    """The grid as it is where it fits, else with headings in several lines, or on its side, else in parts.
+
+    In parts, its first axes may become captions of two rows or more each, where that takes fewer lines.
+    """
+    several = _columns(grid, table, color, broken=True)
+    choices = [_columns(grid, table, color), several, _columns(grid.transposed(), table, color)]
+    for leading, columns in choices:
+        if _width([*leading, *columns]) <= width:
+            return _printed([*leading, *columns])
+    leading, columns = several
+    drawn = []
+    for count in range(len(grid.row_axes)):
+        captions = _captions(grid.row_axes, [[clean(v) for v in row] for row in grid.rows], count)
+        groups = len([*groupby(captions)])
+        if captions and (2 * groups > len(grid.rows) or max(map(_cell_len, captions)) > width):
+            break
+        drawn.append(_in_parts(leading[count:], columns, captions, width))
+    return min(drawn, key=len)
+
+
+def _in_parts(
+    leading: Sequence[_Column], columns: Sequence[_Column], captions: Sequence[str], width: int
+) -> list[str]:
+    lines: list[str] = []
+    while columns:
+        fitting = 1
+        while fitting < len(columns) and _width([*leading, *columns[: fitting + 1]]) <= width:
+            fitting += 1
+        lines += [*[""] * bool(lines), *_printed([*leading, *columns[:fitting]], captions)]
+        columns = columns[fitting:]
+    return lines
+
+
+def _broken(name: str, width: int) -> list[str]:
+    """A name in lines of `width` columns, broken after hyphens where that is possible."""
+    lines = [""]
+    for part in re.findall(r"[^-]*-|[^-]+$", name):
+        if lines[-1] and _cell_len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return lines
+
+
+def _columns(
+    grid: Grid, table: Table, color: bool, broken: bool = False
+) -> tuple[list[_Column], list[_Column]]:
     names, labels = _labels(grid, table)
+    entries = [[grid.entries.get((row, column)) for row in grid.rows] for column in grid.columns]
+    bodies = [_entry_texts(column) for column in entries]
     heads = [[clean(v) or "-" for v in column] for column in grid.columns]
     above = [*grid.column_axes]
-    if grid.by_column and not table.unit:
+    if grid.by_column and _own_units(grid, table):
         above.append("unit")
         heads = [[*h, grid.units.get(column, "")] for h, column in zip(heads, grid.columns, strict=True)]
     if grid.column_axes == ("implementation",):  # names speak for themselves
         above = []
-    height = max(len(above) + bool(above), 1)
+        if broken:
+            heads = [_broken(h[0], max(map(_cell_len, b))) for h, b in zip(heads, bodies, strict=True)]
+    height = max(len(above) + bool(above), *map(len, heads), 1)
     headings = [[""] * (height - 1) + [name] for name in names]
     headings[0][: len(above)] = above
     columns = []
-    for head, column in zip(heads, grid.columns, strict=True):
-        entries = [grid.entries.get((row, column)) for row in grid.rows]
-        body = _entry_texts(entries)
-        made = _Column([*head, *[""] * (height - len(head))], body, right=True)
+    for head, body, column in zip(heads, bodies, entries, strict=True):
+        blank = [""] * (height - len(head))
+        made = _Column([*head, *blank] if above else [*blank, *head], body, right=True)
         if color:
-            made.body = [_painted(line, e) for line, e in zip(made.body, entries, strict=True)]
+            made.body = [_painted(line, e) for line, e in zip(made.body, column, strict=True)]
         columns.append(made)
     return _leading(headings, labels), columns
 
@@ -211,14 +275,21 @@ def _painted(line: str, entry: Entry | None) -> str:
     return f"{paint}{words}{_PLAIN}{line[len(words) :]}"
 
 
-def _listed(grid: Grid, color: bool) -> list[str]:
-    """A line for each cell."""
+def _listed(grid: Grid, width: int, color: bool) -> list[str]:
+    """A line for each cell; its first axes become captions where they would make it too wide."""
     places = [(r, c) for r in grid.rows for c in grid.columns if (r, c) in grid.entries]
     entries = [grid.entries[place] for place in places]
-    headings = [[name] for name in (*grid.row_axes, *grid.column_axes)]
-    leading = _leading(headings, [[clean(v) or "-" for v in (*row, *column)] for row, column in places])
-    body = [f"{'' if entry.mark else ' '}{entry.alone}" for entry in entries]
-    last = _Column([" result"], body, right=False)
+    axes = (*grid.row_axes, *grid.column_axes)
+    labels = [[clean(v) or "-" for v in (*row, *column)] for row, column in places]
+    leading = _leading([[name] for name in axes], labels)
+    units = [f" {entry.unit}" if entry.unit else "" for entry in entries]
+    body = [f"{e.mark or ' '}{e.value}{unit}{e.detail}" for e, unit in zip(entries, units, strict=True)]
+    last = [_Column([" result"], body, right=False)]
+    if any(entry.beside for entry in entries):
+        last.append(_Column(["workspace"], [entry.beside for entry in entries], right=True))
+    count = 0
+    while count < len(axes) - 1 and _width([*leading[count:], *last]) > width:
+        count += 1
     if color:
-        last.body = [_painted(line, entry) for line, entry in zip(last.body, entries, strict=True)]
-    return _printed([*leading, last])
+        last[0].body = [_painted(line, entry) for line, entry in zip(last[0].body, entries, strict=True)]
+    return _printed([*leading[count:], *last], _captions(axes, labels, count))

@@ -1,16 +1,17 @@
 """Results -> `Table`: every cell in its place, its number in a fitting unit or the reason why there is none."""
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from attnbench.estimates import Interval
 from attnbench.records import Result, Status
-from attnbench.tables.axes import FOOTPRINT, JOB_AXES, Label, Layout, layout, said, values_of
-from attnbench.units import BYTE_UNITS, TIME_UNITS, bytes_text, fitting_unit, number
-
-LONGEST_NOTE = 300
-"""Characters of a reason below a table; the CSV holds more."""
+from attnbench.tables.axes import FOOTPRINT, Label, Layout, layout, said, values_of
+from attnbench.tables.contests import Key, contest, likeliest_baseline, uncertainty
+from attnbench.tables.quantities import Quantity, legend, quantity
+from attnbench.tables.reasons import kind, reasons, without_absent
+from attnbench.units import bytes_text, fitting_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,11 @@ class Entry:
     detail: str = ""
     """Behind the value: half the interval, or the number of a note."""
     mark: str = ""
-    """`*` for the least right value among the implementations of a problem; `≈` for one that cannot be told
-    apart from it."""
-    alone: str = ""
-    """The same with its unit or reason."""
+    """`*` for the best right value among the implementations of a problem, or `?` where that is not sure; `≈`
+    for one that cannot be told apart from it."""
+    unit: str = ""
+    beside: str = ""
+    """Where the table is one of times: the workspace of the same cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,102 +71,72 @@ class Table:
     notes: tuple[str, ...]
     """Reasons; the first is number 1."""
     absent: tuple[str, ...]
-    """Implementations that have the same reason everywhere, and therefore no column."""
+    """Implementations that can nothing here, and therefore have no column."""
+    below: "tuple[Table, ...]" = ()
+    """Further tables of the same file, with the same common axes and notes."""
+
+    @property
+    def size(self) -> int:
+        return sum(len(grid.entries) for grid in self.grids)
 
 
-def _contest(result: Result) -> tuple[object, ...]:
-    """What the implementations that compete with each other have in common."""
-    return tuple(getattr(result.cell, name) for name in ("problem", *JOB_AXES))
+By = tuple[str, str] | None
+"""Axes of rows and of columns, see `axes`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Quantity:
-    """What a table shows of a result."""
+def timing(results: Sequence[Result], *, by: By = None, baseline: str | None = None) -> Table:
+    """Times: problems down, implementations across (the baseline first), or the two axes of `by`.
 
-    title: str
-    units: tuple[tuple[str, float], ...]
-    value: Callable[[Result], float | None]
-    """None where it was not measured."""
-    detail: Callable[[Result], str]
-    tied: Callable[[Result, Result], bool]
-    legend: str
-
-
-def _interval(result: Result) -> tuple[float, float] | None:
-    timing = result.timing
-    if timing is None or timing.ci95_low_s is None or timing.ci95_high_s is None:
-        return None
-    return timing.ci95_low_s, timing.ci95_high_s
+    Where there is a baseline, the table of speed-ups is `below`.
+    """
+    made = table("time", results, by=by, baseline=baseline)
+    names = {result.cell.implementation for result in results if result.status is Status.OK}
+    if baseline not in names or len(names) == 1:
+        return made
+    speedup = table("speedup", results, by=by, baseline=baseline)
+    return replace(made, below=(replace(speedup, common=(), notes=(), absent=()),))
 
 
-def _half_width(result: Result) -> str:
-    interval = _interval(result)
-    if result.timing is None or interval is None:
-        return ""
-    percent = 50 * (interval[1] - interval[0]) / result.timing.median_s
-    return f" ±{percent:.{1 if percent < 9.95 else 0}f}%"
+def memory(results: Sequence[Result], *, by: By = None, baseline: str | None = None) -> Table:
+    """Workspaces, in the shape of `timing`, with the bytes of inputs and of outputs beside each problem."""
+    return table("memory", results, by=by, baseline=baseline)
 
 
-def _overlap(result: Result, best: Result) -> bool:
-    one, other = _interval(result), _interval(best)
-    return one is not None and other is not None and one[0] <= other[1]
+def table(view: str, results: Sequence[Result], *, by: By = None, baseline: str | None = None) -> Table:
+    """One of `VIEWS`. Without a baseline that has a time, speed-ups are against what is right most often.
 
-
-_TIME = _Quantity(
-    title="Time of one call: median ± half of the 95 % interval",
-    units=TIME_UNITS,
-    value=lambda result: result.timing.median_s if result.timing else None,
-    detail=_half_width,
-    tied=_overlap,
-    legend="* the fastest right answer; ≈ cannot be told apart from it: the intervals overlap",
-)
-_WORKSPACE = _Quantity(
-    title="Workspace of one call: peak memory less inputs and outputs",
-    units=BYTE_UNITS,
-    value=lambda result: result.memory.workspace_bytes if result.memory else None,
-    detail=lambda _: "",
-    tied=lambda *_: False,
-    legend="* the least workspace of a right answer",
-)
-
-
-def timing(
-    results: Sequence[Result], *, by: tuple[str, str] | None = None, baseline: str | None = None
-) -> Table:
-    """Times: problems down, implementations across (the baseline first), or the two axes of `by`."""
-    return _table(results, _TIME, by, baseline)
-
-
-def memory(
-    results: Sequence[Result], *, by: tuple[str, str] | None = None, baseline: str | None = None
-) -> Table:
-    """Workspaces, in the shape of `timing`, with the bytes of inputs and outputs beside each problem."""
-    return _table(results, _WORKSPACE, by, baseline)
-
-
-def _table(
-    results: Sequence[Result], quantity: _Quantity, by: tuple[str, str] | None, baseline: str | None
-) -> Table:
-    shown, absent = _without_absent(results)
-    order = {_contest(result): place for place, result in reversed([*enumerate(results)])}
-    shown.sort(key=lambda r: (order[_contest(r)], r.cell.implementation != baseline))
+    Raises `UserError` for an unknown view.
+    """
+    if view == "speedup" and baseline not in {r.cell.implementation for r in results if r.timing}:
+        baseline = likeliest_baseline(results)
+    of = quantity(view, results, baseline)
+    shown, absent = without_absent(results)
+    order = {contest(result): place for place, result in reversed([*enumerate(results)])}
+    shown.sort(key=lambda r: (order[contest(r)], r.cell.implementation != baseline))
     cells = [values_of(result) for result in shown]
-    if quantity is _WORKSPACE:
+    if not of.timed:
         _add_footprints(cells, shown)
     place = layout(cells, by)
-    marks, reasons = _marks(shown, quantity), _reasons(shown)
+    standings, ends = of.standings(shown), reasons(shown)
+    numbers: dict[Key, Interval] = {
+        r.cell.key: found for r in shown if r.status is Status.OK and (found := of.interval(r)) is not None
+    }
 
     def entry(result: Result, unit: str, size: float) -> Entry:
-        value = quantity.value(result)
         if result.status is not Status.OK:
-            reason = f"{result.status}: {short(result.reason, 60)}"
-            detail = f" [{reasons[result.status, result.reason]}]"
-            return Entry(status=result.status, value=result.status.value, detail=detail, alone=reason)
-        if value is None:
-            return Entry(status=result.status, value="not measured", alone="not measured")
-        text, detail, mark = number(value / size), quantity.detail(result), marks.get(result.cell.key, "")
-        alone = f"{mark}{text} {unit}{detail}"
-        return Entry(status=result.status, value=text, detail=detail, mark=mark, alone=alone)
+            detail = f" [{ends[kind(result)].number}]"
+            return Entry(status=result.status, value=result.status.value, detail=detail)
+        found = numbers.get(result.cell.key)
+        if found is None:
+            return Entry(status=result.status, value=of.missing)
+        return Entry(
+            status=result.status,
+            value=of.text(found.location / size),
+            detail=uncertainty(found),
+            mark=standings.marks.get(result.cell.key, ""),
+            unit=unit,
+            beside=bytes_text(result.memory.workspace_bytes) if view == "time" and result.memory else "",
+        )
 
     parts: dict[Label, list[tuple[Label, Label, Result]]] = defaultdict(list)
     for cell, result in zip(cells, shown, strict=True):
@@ -173,98 +145,56 @@ def _table(
         )
         parts[part].append((row, column, result))
     grids = tuple(
-        replace(_grid(part, place, quantity, entry, by), caption=", ".join(map(said, place.split, label)))
+        replace(_grid(part, place, of, numbers, entry, by), caption=", ".join(map(said, place.split, label)))
         for label, part in parts.items()
     )
     units = {unit for grid in grids for unit in grid.units.values()}
     pairs = {axis for cell in cells for axis in ("heads", "seqlen", "head_dim") if "/" in cell[axis]}
-    open_ended = quantity is _TIME and any(r.timing and not _interval(r) for r in shown)
-    legend = (
-        quantity.legend if any(marks.values()) else "",
-        "no ±: too few blocks for an interval" if open_ended else "",
+    bare = any(r.timing and r.timing.ci95_low_s is None for r in shown)
+    lines = (
+        *legend(of, standings, [*numbers.values()], bare),
         "a/b: of queries/of keys and values" if pairs & {"heads", "seqlen"} else "",
         "head_dim a/b: of q and k/of v" if "head_dim" in pairs else "",
     )
     return Table(
-        title=quantity.title,
+        title=of.title,
         common=tuple(said(axis, cells[0][axis]) for axis in place.common),
-        legend=tuple(filter(None, legend)),
+        legend=tuple(filter(None, lines)),
         unit=units.pop() if len(units) == 1 else "",
         grids=grids,
-        notes=tuple(f"{status}: {short(reason, LONGEST_NOTE)}" for status, reason in reasons),
+        notes=tuple(end.note for end in ends.values()),
         absent=tuple(absent),
     )
 
 
-def _without_absent(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """The results that get a place in the table, and a line for each implementation that gets none."""
-    if not any(result.status is Status.OK for result in results):
-        return [*results], []
-    ends: dict[str, Counter[tuple[Status, str]]] = defaultdict(Counter)
-    for result in results:
-        ends[result.cell.implementation][result.status, result.reason] += 1
-    without = {
-        name: f"{name}: {status}: {short(reason, LONGEST_NOTE)}"
-        for name, found in ends.items()
-        for status, reason in found
-        if len(found) == 1 and status in (Status.UNSUPPORTED, Status.UNAVAILABLE)
-    }
-    return [r for r in results if r.cell.implementation not in without], [*without.values()]
-
-
 def _add_footprints(cells: Sequence[dict[str, str]], results: Sequence[Result]) -> None:
-    """Gives every cell the bytes of its inputs and outputs, as measured by any implementation."""
+    """Gives every cell the bytes of its inputs and of its outputs, as measured by any implementation."""
     found = {
-        _contest(result): bytes_text(result.memory.input_bytes + result.memory.output_bytes)
-        for result in results
-        if result.memory
+        contest(r): (bytes_text(r.memory.input_bytes), bytes_text(r.memory.output_bytes))
+        for r in results
+        if r.memory
     }
     for cell, result in zip(cells, results, strict=True):
-        cell[FOOTPRINT] = found.get(_contest(result), "")
-
-
-def _marks(results: Sequence[Result], quantity: _Quantity) -> dict[tuple[object, ...], str]:
-    """The mark of each cell key: the least right value of each contest, and what ties with it."""
-    contests: dict[tuple[object, ...], list[tuple[float, Result]]] = defaultdict(list)
-    for result in results:
-        value = quantity.value(result)
-        if result.status is Status.OK and value is not None:
-            contests[_contest(result)].append((value, result))
-    marks: dict[tuple[object, ...], str] = {}
-    if len({result.cell.implementation for result in results}) > 1:
-        for entered in contests.values():
-            least, best = min(entered, key=lambda pair: pair[0])
-            for value, result in entered:
-                tied = "≈" if quantity.tied(result, best) else ""
-                marks[result.cell.key] = "*" if value == least else tied
-    return marks
-
-
-def _reasons(results: Sequence[Result]) -> dict[tuple[Status, str], int]:
-    """Reasons and their numbers, in the order of the table."""
-    found = dict.fromkeys((r.status, r.reason) for r in results if r.status is not Status.OK)
-    return {reason: place for place, reason in enumerate(found, 1)}
+        cell.update(zip(FOOTPRINT, found.get(contest(result), ("", "")), strict=True))
 
 
 def _grid(
     part: Sequence[tuple[Label, Label, Result]],
     place: Layout,
-    quantity: _Quantity,
+    of: Quantity,
+    numbers: Mapping[Key, Interval],
     entry: Callable[[Result, str, float], Entry],
-    by: tuple[str, str] | None,
+    by: By,
 ) -> Grid:
     """A grid of (row, column, result); implementations that compete with each other share a unit."""
     by_column = "implementation" in place.rows
     values: dict[Label, list[float]] = defaultdict(list)
     for row, column, result in part:
-        value = quantity.value(result)
-        if result.status is Status.OK and value is not None:
-            values[column if by_column else row].append(value)
+        if found := numbers.get(result.cell.key):
+            values[column if by_column else row].append(found.location)
     units = {  # fitting the middle between the smallest and the largest
-        label: fitting_unit(
-            [math.sqrt(min((v for v in found if v > 0), default=0) * max(found))], quantity.units
-        )
-        for label, found in values.items()
+        label: fitting_unit([math.sqrt(min((v for v in ours if v > 0), default=0) * max(ours))], of.units)
+        for label, ours in values.items()
     }
     entries = {
         (row, column): entry(result, *units.get(column if by_column else row, ("", 1.0)))
@@ -281,20 +211,16 @@ def _grid(
     )
 
 
-def _ordered(labels: Iterable[Label], by: tuple[str, str] | None) -> tuple[Label, ...]:
-    """Each label once: in the plan's order, or by number along a numeric axis that was asked for."""
+def _ordered(labels: Iterable[Label], by: By) -> tuple[Label, ...]:
+    """Each label once: in the plan's order, or sorted by axis where axes were asked for.
+
+    An axis of numbers goes by number, any other one in the order in which its values come.
+    """
     found = tuple(dict.fromkeys(labels))
-    if by and all(label[0].isdecimal() for label in found):
-        return tuple(sorted(found, key=lambda label: int(label[0])))
-    return found
-
-
-def short(text: str, width: int) -> str:
-    """`clean` text of at most `width` characters."""
-    line = clean(text)
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
-
-
-def clean(text: str) -> str:
-    """One line without control characters: they could move a terminal's cursor, or end a Markdown table."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if by is None:
+        return found
+    ranks = []
+    for values in zip(*found, strict=True):
+        numeric = all(value.isdecimal() for value in values)
+        ranks.append({v: int(v) if numeric else at for at, v in enumerate(dict.fromkeys(values))})
+    return tuple(sorted(found, key=lambda label: [rank[v] for rank, v in zip(ranks, label, strict=True)]))
