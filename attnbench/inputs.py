@@ -84,7 +84,11 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     q, k = canonical(inputs.q, qkv_format), canonical(inputs.k, qkv_format)
     for tensor in (inputs.k, inputs.v, inputs.q, inputs.dout):
         for part in _chunks(canonical(tensor, qkv_format)) if tensor is not None else ():
-            part.copy_(torch.randn(part.shape, generator=generator, dtype=_wide(part), device=part.device))
+            if part.dtype == _wide(part) and part.is_contiguous():
+                part.normal_(generator=generator)  # the same numbers without a copy
+            else:
+                wide = torch.empty(part.shape, dtype=_wide(part), device=part.device)
+                part.copy_(wide.normal_(generator=generator))
     if kind == "peaked":
         _point(q, k, problem)
 
@@ -165,26 +169,30 @@ def bounds(mask: Mask, i: Any, sq: int, sk: int) -> tuple[Any, Any]:
     return first.clamp(min=0), last.clamp(max=sk - 1)
 
 
-def checksum(inputs: Inputs) -> tuple[int, ...]:
-    """A number per tensor that changes with any one element's bits, and with their order."""
+def checksum(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    """Numbers for each tensor that change with any one element's bits, and with their order."""
     return tuple(_checksum(t) for t in (inputs.q, inputs.k, inputs.v, inputs.dout) if t is not None)
 
 
-def _checksum(tensor: Tensor) -> int:
+def _checksum(tensor: Tensor) -> tuple[int, ...]:
+    """Sums over the rows and over the columns of its words laid out in lines, each sum weighted by its place.
+
+    No memory is taken but for the sums, because a process's first touch of a page costs more than the rest.
+    """
     flat = tensor.detach().reshape(-1)
     size = tensor.element_size()
     words = flat.view(torch.int64) if flat.numel() * size % 8 == 0 else flat.view(_INTEGERS[size])
-    length = min(words.numel(), 2**18)
-    place = torch.arange(length, device=words.device)
-    odd = (2 * place + 1) * 0x5851F42D4C957F2D  # odd factors: no change of one word is lost mod 2**64
-    parts = (words[start : start + length].long() for start in range(0, words.numel(), length))
-    sums = torch.stack([(part * odd[: part.numel()]).sum() for part in parts])
-    total = 0
-    for part in sums.tolist():
-        total = (total * 0x9E3779B97F4A7C15 + part) % 2**64
-    return total
+    whole = words.numel() // _LINE * _LINE
+    lines = words[:whole].view(-1, _LINE)
+    found = []
+    for sums in (lines.sum(0), lines.sum(1), words[whole:].long()):
+        place = torch.arange(len(sums), device=sums.device)
+        odd = (2 * place + 1) * 0x5851F42D4C957F2D  # odd factors: no change of one word is lost mod 2**64
+        found.append(int((sums * odd).sum()))
+    return tuple(found)
 
 
+_LINE = 1024
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -210,7 +210,7 @@ class Job:
     def _bytes(self, outputs: Any) -> int:
         return measure.total_bytes(outputs if isinstance(outputs, tuple | list) else [outputs])
 
-    def _unchanged(self, before: tuple[int, ...]) -> None:
+    def _unchanged(self, before: tuple[tuple[int, ...], ...]) -> None:
         with self._one_thread():
             after = inputs.checksum(self.inputs)
         if after != before:
