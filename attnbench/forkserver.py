@@ -330,10 +330,16 @@ class Child:
 
     def ask(self, message: Mapping[str, Any], timeout: float) -> Message:
         """Send, and wait for the answer. Raises `ChildEndedError` or `ChildTimeoutError`."""
-        if self.ended:
-            raise self.ended
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        self.say(message)
+        return self.answer(timeout)
+
+    def say(self, message: Mapping[str, Any]) -> None:
+        """Send, and do not wait."""
+        with contextlib.suppress(OSError):  # that it has ended is told with the answer
             self.channel.send(message)
+
+    def answer(self, timeout: float) -> Message:
+        """Wait for the answer to what was said last. Raises `ChildEndedError` or `ChildTimeoutError`."""
         deadline = time.monotonic() + timeout
         while (answer := self.channel.pop()) is None:
             if self.ended:
@@ -359,15 +365,24 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
+    def leave(self, grace: float = TERM_GRACE_S) -> None:
+        """Have the server continue it, terminate it, and kill it after `grace` seconds; does not wait."""
+        if not self.ended:
+            self.server.control.send({"end": self.pid, "grace": grace})
+
     def end(self, grace: float = TERM_GRACE_S) -> ChildEndedError:
-        """Continue, terminate, and after `grace` seconds kill it; returns how it ended."""
-        self.server.end(self, grace)
-        assert self.ended is not None
+        """`leave` it and wait; returns how it ended."""
+        self.leave(grace)
+        while not self.ended:
+            self.server.pump(self, time.monotonic() + 60)
         return self.ended
 
 
 class ForkServer:
-    """Client of a fork server in a process of its own; a context manager that leaves no process behind."""
+    """Client of a fork server in a process of its own; a context manager that leaves no process behind.
+
+    It imports while the caller goes on; the first `start` or `owns` waits for it.
+    """
 
     def __init__(
         self, preload: Sequence[str], python: str = sys.executable, env: Mapping[str, str] | None = None
@@ -384,13 +399,19 @@ class ForkServer:
                 start_new_session=True,  # a Ctrl-C on the terminal is for us alone
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **(env or {})},
             )
+        self._ready = False
+
+    def wait(self) -> None:
+        """Wait until it has imported. Raises RuntimeError where it ended instead."""
+        if self._ready:
+            return
         try:
-            ready = self.control.receive()
+            self._ready = self.control.receive() is not None
         except BaseException:  # Ctrl-C while it imports
             self.process.kill()
             self.close()
             raise
-        if ready is None:
+        if not self._ready:
             self.close()
             raise RuntimeError(f"the fork server ended with code {self.process.wait()}")
 
@@ -402,6 +423,7 @@ class ForkServer:
 
     def start(self, entry: str) -> Child:
         """A fresh process that calls `module:function` with its channel."""
+        self.wait()
         ours, theirs = socket.socketpair()
         read, write = os.pipe()
         os.set_blocking(read, False)
@@ -417,13 +439,8 @@ class ForkServer:
 
     def owns(self, scratch: str) -> None:
         """Have the server remove the folder `scratch` when it ends, should this process be killed before."""
+        self.wait()
         self.control.send({"scratch": scratch})
-
-    def end(self, child: Child, grace: float) -> None:
-        if not child.ended:
-            self.control.send({"end": child.pid, "grace": grace})
-        while not child.ended:
-            self.pump(child, time.monotonic() + 60)
 
     def pump(self, waiting: Child, deadline: float) -> bool:
         """Move what is there: notices, output of every child, the answer of `waiting`. False at the deadline."""

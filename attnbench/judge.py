@@ -24,6 +24,8 @@ def serve(channel: Channel) -> None:
         1
     )  # its work is bounded, and threads that wait for each other on a busy machine cost more
     judge = Judge(first)
+    for kind in inputs.KINDS:  # while the first canary is at work
+        judge.standard(kind)
     channel.send({})
     while (message := channel.receive()) is not None and message["op"] != "exit":
         channel.send(judge.verdict(message))
@@ -39,7 +41,8 @@ class Judge:
         self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
         self._known: dict[str, verify.Standard] = {}
 
-    def _standard(self, kind: str) -> verify.Standard:
+    def standard(self, kind: str) -> verify.Standard:
+        """What is right for a kind of inputs."""
         if kind not in self._known:
             made = inputs.make(self.problem, kind=kind, seed=self.seed, device=self.device, qkv_format="bhsd")
             if self.sample.share < 1:
@@ -56,5 +59,5 @@ class Judge:
         """The accuracy of an output, and None or the reason why it is wrong."""
         actual = torch.load(message["path"], weights_only=True)
         os.unlink(message["path"])
-        accuracy, reason = self._standard(message["kind"]).compare(actual)
+        accuracy, reason = self.standard(message["kind"]).compare(actual)
         return {"accuracy": dataclasses.asdict(accuracy), "wrong": reason}

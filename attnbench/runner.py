@@ -70,6 +70,7 @@ class Candidate:
     accuracy: Accuracy
     memory: Memory
     course: Course
+    canary: Child
     child: Child | None = None
 
 
@@ -83,16 +84,19 @@ class _EndError(Exception):
         self.status, self.reason, self.output, self.accuracy = status, reason, output, accuracy
 
 
-def fork_server(cache: Path | None = None) -> ForkServer:
-    """A server that has imported torch; compilers in its children keep their caches under `cache`."""
+def fork_server(patient: bool = False) -> ForkServer:
+    """A server that has imported torch.
+
+    In the children of a `patient` one, OpenMP threads that wait for each other sleep. By default they spin, and
+    the first calls of a process, whose threads may share a core at first, then wait for a tick of the scheduler.
+    """
     env = {  # libraries that would take the device's memory ahead of need, beside other jobs
-        name: os.environ.get(name, value)
-        for name, value in (("XLA_PYTHON_CLIENT_PREALLOCATE", "false"), ("TF_FORCE_GPU_ALLOW_GROWTH", "true"))
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
-    if cache is not None:
-        env["TORCHINDUCTOR_CACHE_DIR"] = str((cache / "inductor").resolve())
-        env["TRITON_CACHE_DIR"] = str((cache / "triton").resolve())
-    return ForkServer(PRELOAD, env=env)
+    if patient:
+        env["OMP_WAIT_POLICY"] = "passive"
+    return ForkServer(PRELOAD, env={name: os.environ.get(name, value) for name, value in env.items()})
 
 
 def probe(server: ForkServer) -> tuple[tuple[Device, ...], str, dict[str, Any]]:
@@ -114,6 +118,9 @@ class Runner:
     suite: Suite
     registry: Registry
     server: ForkServer
+    """Of the processes that are timed."""
+    patient: ForkServer
+    """Of the others."""
     folder: Path
     seed: int
     done: dict[Key, Result] = field(default_factory=dict)
@@ -255,6 +262,7 @@ class Runner:
             "threads": job.cell.threads,
             "memory_bytes": self._limit(device),
             "folder": self._scratch,
+            "cache": str(self.folder.resolve() / "cache"),
         }
 
     def _row(self, job: Planned, end: _EndError, found: Candidate | None = None) -> Result:
@@ -274,11 +282,15 @@ class Runner:
     # ------------------------------------------------------------ one cell
 
     def _ask(self, child: Child, message: Mapping[str, Any], doing: str) -> dict[str, Any]:
+        child.say(message)
+        return self._answer(child, doing)
+
+    def _answer(self, child: Child, doing: str) -> dict[str, Any]:
         """An answer of a worker, or the end of its cell as an `_EndError`."""
         limit = self.suite.measure.timeout_s
         kills = _kernel_kills()
         try:
-            answer = child.ask(message, self._patience(limit))
+            answer = child.answer(self._patience(limit))
         except ChildTimeoutError:
             child.end()
             reason = f"no answer within {seconds_text(limit)} {doing}"
@@ -293,30 +305,28 @@ class Runner:
             raise _EndError(Status(answer["status"]), answer["reason"], child.output.text)
         return answer
 
-    @contextlib.contextmanager
-    def _worker(self) -> Iterator[Child]:
-        """A worker that is ended when the block is left; what it leaves behind is a failure."""
-        child = self.server.start(WORKER)
-        try:
-            yield child
-        finally:
-            end = child.end()
-        if end.left:
-            noun = "process" if len(end.left) == 1 else "processes"
-            reason = f"left {len(end.left)} {noun} running: {', '.join(end.left)}"
-            raise _EndError(Status.FAILED, reason, child.output.text)
-
     def _admit(self, job: Planned, device: Device, judge: "_Judge") -> Candidate:
         """First calls, verdict, memory. Raises `_EndError` where the cell ends here."""
         self._say(f"verifying {job.cell.implementation} on {job.cell.problem}")
-        with self._worker() as child:
-            answer = self._ask(child, self._message("canary", job, device), "in its first calls")
-            child.pause()
+        canary = self.patient.start(WORKER)
+        try:
+            answer = self._ask(canary, self._message("canary", job, device), "in its first calls")
+            canary.say({"op": "memory"})  # while the judge judges
             accuracy = judge.verdict(answer["outputs"])
-            child.resume()
-            memory = Memory(**self._ask(child, {"op": "memory"}, "while its memory was measured"))
+            memory = Memory(**self._answer(canary, "while its memory was measured"))
+        finally:
+            canary.leave()
         course = Course(call_s=answer["call_s"], budget_s=self.plan.budget_s, launches=self.plan.launches)
-        return Candidate(planned=job, answer=answer, accuracy=accuracy, memory=memory, course=course)
+        return Candidate(
+            planned=job, answer=answer, accuracy=accuracy, memory=memory, course=course, canary=canary
+        )
+
+    def _gone(self, canary: Child) -> None:
+        """Wait for its end; what it leaves behind is a failure."""
+        if left := canary.end().left:
+            noun = "process" if len(left) == 1 else "processes"
+            reason = f"left {len(left)} {noun} running: {', '.join(left)}"
+            raise _EndError(Status.FAILED, reason, canary.output.text)
 
     # ------------------------------------------------------------ timed launches
 
@@ -349,6 +359,9 @@ class Runner:
     def _timed(self, candidates: list[Candidate], device: Device, judge: "_Judge") -> Iterator[Result]:
         cohorts = self._cohorts(candidates, self._limit(device))
         ended: dict[str, _EndError] = {}
+        for candidate in candidates:
+            with self._catch(candidate, [], ended):
+                self._gone(candidate.canary)
         round_ = 0
         for launch in range(self.plan.launches):
             if launch and self._out_of_time():
@@ -402,7 +415,8 @@ class Runner:
         child, course = candidate.child, candidate.course
         assert child is not None
         pace = course.pace
-        request = {"inner": pace.inner, "samples": pace.samples * times, "warm": pace.warm}
+        warm = pace.warm or int(len(course.blocks) == course.first)  # a process's first call is never timed
+        request = {"inner": pace.inner, "samples": pace.samples * times, "warm": warm}
         child.resume()
         start = time.perf_counter()
         answer = self._ask(child, {"op": "block", "pace": request}, "while it was timed")
@@ -423,7 +437,7 @@ class Runner:
             self._block(candidate, course.blocks[-1].round + 1, 2**look)
         child.resume()
         answer = self._ask(child, {"op": "check"}, "after it was timed")
-        self._dismiss(candidate)
+        child.leave()
         accuracy = judge.verdict(answer["outputs"], "after it was timed, ")
         candidate.accuracy = worst([candidate.accuracy, accuracy])
         if reason := course.unaccounted():
@@ -448,24 +462,33 @@ class Runner:
 
 
 class _Judge:
-    """The judge's process, started when the first output is there."""
+    """The judge's process, which works out what is right while the first canary runs."""
 
     def __init__(self, runner: Runner, start: Mapping[str, Any]) -> None:
         self._runner = runner
         self._start = start
-        self._child: Child | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._child: Child | None = self._runner.patient.start(JUDGE)
+        self._child.say(self._start)
+        self._ready = False
 
     def verdict(self, outputs: Mapping[str, str], when: str = "") -> Accuracy:
         """The worst accuracy over all outputs. Raises `_EndError` where one is wrong or cannot be judged."""
         found = []
         try:
             if self._child is None:
-                self._child = self._runner.server.start(JUDGE)
-                self._ask(self._child, self._start)
+                self._begin()
+            assert self._child is not None
             self._child.resume()
+            if not self._ready:
+                self._answer(self._child)
+                self._ready = True
             for name, path in outputs.items():
                 kind = "normal" if name == "timed" else name
-                answer = self._ask(self._child, {"op": "judge", "path": path, "kind": kind})
+                self._child.say({"op": "judge", "path": path, "kind": kind})
+                answer = self._answer(self._child)
                 found.append(Accuracy(**answer["accuracy"]))
                 if answer["wrong"]:
                     reason = f"{when}{answer['wrong']} ({kind} inputs)"
@@ -475,9 +498,9 @@ class _Judge:
                 self._child.pause()
         return worst(found)
 
-    def _ask(self, child: Child, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer(self, child: Child) -> dict[str, Any]:
         try:
-            return child.ask(message, self._runner._patience(JUDGE_TIMEOUT_S))
+            return child.answer(self._runner._patience(JUDGE_TIMEOUT_S))
         except (ChildEndedError, ChildTimeoutError) as error:
             self.end()
             why = error.reason if isinstance(error, ChildEndedError) else "it took too long"

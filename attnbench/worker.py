@@ -79,6 +79,8 @@ class Job:
         self.folder: str = message["folder"]
         self.threads: int = message["threads"]
         self._confine(message["memory_bytes"], self.threads)
+        for compiler in ("TORCHINDUCTOR", "TRITON"):  # what the canary compiled, launches need not compile
+            os.environ.setdefault(f"{compiler}_CACHE_DIR", os.path.join(message["cache"], compiler.lower()))
         self.implementation: Implementation = plugins.load(message["target"])[message["implementation"]]
         self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
         self.inputs: Inputs = inputs.make(
@@ -161,12 +163,11 @@ class Job:
         return dataclasses.asdict(measure.memory(self.prepared, self.device, held, self._bytes))
 
     def ready(self, message: Mapping[str, Any]) -> Answer:
-        """Prepare for blocks, and make the first call."""
+        """Prepare for blocks."""
         gc.collect()
         gc.disable()
         self.checksum = inputs.checksum(self.inputs)
         self._prepare()
-        self._call()
         return {}
 
     def block(self, message: Mapping[str, Any]) -> Answer:

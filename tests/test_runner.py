@@ -14,7 +14,7 @@ import torch
 
 from attnbench import plan, plugins, runner, suites
 from attnbench.clocks import Taken
-from attnbench.forkserver import ForkServer
+from attnbench.forkserver import Child, ForkServer
 from attnbench.measure import Course
 from attnbench.records import Accuracy, Memory, Result, Status, worst
 from attnbench.runner import Candidate, Progress, Runner, _EndError, _Judge
@@ -151,6 +151,7 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
             suite=suite,
             registry=registry,
             server=server,
+            patient=server,
             folder=tmp_path,
             seed=7,
             **options,
@@ -393,6 +394,7 @@ def candidates(job: Runner, *bytes_: int) -> list[Candidate]:
             accuracy=accuracy(),
             memory=Memory(input_bytes=1, output_bytes=1, workspace_bytes=need - 2, method="rss"),
             course=cast(Course, None),
+            canary=cast(Child, None),
         )
         for planned, need in zip(job.plan.jobs, bytes_, strict=True)
     ]
@@ -498,7 +500,7 @@ def test_a_killed_runner_leaves_no_outputs_in_memory(tmp_path: Path) -> None:
     (scratch / "output").write_bytes(b"x" * 1000)
     program = (
         "import os, signal, sys, time; from attnbench.forkserver import ForkServer\n"
-        "s = ForkServer([]); os.kill(s.process.pid, signal.SIGSTOP); s.owns(sys.argv[1])\n"
+        "s = ForkServer([]); s.wait(); os.kill(s.process.pid, signal.SIGSTOP); s.owns(sys.argv[1])\n"
         "print(s.process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
@@ -542,7 +544,7 @@ def test_a_starting_server_ends_with_its_runner(tmp_path: Path, moment: str) -> 
     (tmp_path / "sleepy.py").write_text(
         "import time; from pathlib import Path\nPath(__file__).with_name('importing').touch(); time.sleep(60)"
     )
-    program = "from attnbench.forkserver import ForkServer; ForkServer(['sleepy'])"
+    program = "from attnbench.forkserver import ForkServer; ForkServer(['sleepy']).wait()"
     marker = f"{tmp_path}#starting"
     with subprocess.Popen(
         [sys.executable, "-c", program],

@@ -46,8 +46,9 @@ def main(arguments: argparse.Namespace) -> int:
     )  # bad input ends here, before any work
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminated_is_interrupted())
+        patient = stack.enter_context(runner.fork_server(patient=True))
         server = stack.enter_context(runner.fork_server())
-        devices, why, torch_facts = runner.probe(server)
+        devices, why, torch_facts = runner.probe(patient)
         wanted = plan.resolve(suite.devices, devices)
         missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
@@ -75,6 +76,7 @@ def main(arguments: argparse.Namespace) -> int:
             suite=suite,
             registry=registry,
             server=server,
+            patient=patient,
             folder=folder,
             seed=seed,
             done=done,
