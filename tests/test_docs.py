@@ -137,7 +137,8 @@ def test_commands_are_understood_and_choose_something(folder: Path, command: str
         assert arguments.problem is None or suites.suite_of_problem(arguments.problem)
     if arguments.verb not in ("run", "plan") or getattr(arguments, "resume", None):
         return
-    suite, registry = choose.suite(arguments), choose.registry(arguments)
+    registry = choose.registry(arguments)
+    suite = choose.suite(arguments, registry)
     made = plan.make(
         suite,
         registry,
