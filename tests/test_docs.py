@@ -196,6 +196,13 @@ def test_every_option_is_explained_and_no_other() -> None:
     assert sorted(told) == sorted(known - {"-h", "--help"})
 
 
+def test_every_option_is_told_with_the_commands_that_take_it() -> None:
+    for names, commands, _ in rows("README.md", "option"):
+        told = set(re.findall(r"`(\w+)`", commands)) or {""}
+        for name in re.findall(r"`(--?[\w-]+)", names):
+            assert told == {verb for verb, action in options() if name in action.option_strings}, name
+
+
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
 def test_every_status_is_explained_and_no_other(page: str) -> None:
     assert [row[0] for row in rows(page, "status")] == [f"`{status}`" for status in Status]
