@@ -747,9 +747,10 @@ def test_where_check_could_check_nothing_it_is_an_error(
     assert "attnbench list" in hint
 
 
-def test_a_problem_may_be_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [["run"], ["plan"], ["list"], ["check", "numpy"]])
+def test_a_problem_may_be_given_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["plan", "--problem", PROBLEM, "--problem", BFLOAT16])
+        main([*words, "--problem", PROBLEM, "--problem", BFLOAT16])
     assert ended.value.code == 2
     assert "--problem is given twice; several problems are a suite" in capsys.readouterr().err
 

@@ -111,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
-    lists.add_argument("--problem", metavar="TEXT", help="say of each whether it computes this problem")
+    lists.add_argument(
+        "--problem", action=_Once, metavar="TEXT", help="say of each whether it computes this problem"
+    )
     lists.add_argument(
         "--why", action="append", default=[], metavar="NAME", help="with --problem: of these only, and why"
     )
