@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import groupby
 
 from attnbench.costs import flops
-from attnbench.errors import UserError
+from attnbench.errors import PluginError, SuiteError, UserError
 from attnbench.implementation import Device
 from attnbench.plugins import ENTRY_POINT, Registry, requirements
 from attnbench.problem import Problem, suggestion
@@ -79,6 +79,11 @@ def resolve(names: Sequence[str], found: Sequence[Device] | None = None) -> tupl
     return tuple(dict.fromkeys(resolved))
 
 
+def width(suite: Suite, registry: Registry, only: Sequence[str] = (), without: Sequence[str] = ()) -> int:
+    """Cells that each problem of the suite makes. Raises `UserError` where a glob matches nothing."""
+    return len(resolve(suite.devices)) * len(_chosen(suite, registry, only, without))
+
+
 def make(
     suite: Suite,
     registry: Registry,
@@ -100,8 +105,8 @@ def make(
     if not chosen:
         raise UserError("no implementation is left to run", hint="loosen --only or --without")
     if suite.baseline is not None and suite.baseline not in registry.implementations:
-        raise UserError(
-            f"the baseline `{suite.baseline}` is no implementation",
+        raise SuiteError(
+            f"{_place(suite, 'baseline')}the baseline `{suite.baseline}` is no implementation",
             hint=suggestion(suite.baseline, registry.implementations),
         )
     count = len(suite.problems) * len(devices) * len(chosen)
@@ -146,8 +151,20 @@ def make(
 def _chosen(suite: Suite, registry: Registry, only: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
     if only:
         return registry.select(only, without)
+    for nth, glob in enumerate(suite.implementations):
+        try:
+            registry.select([glob])
+        except PluginError as error:
+            message = f"{_place(suite, 'implementations', nth)}{error.message}"
+            raise SuiteError(message, hint=error.hint) from None
     given = [name for name, plugin in registry.owners.items() if plugin.owner.source != ENTRY_POINT]
     return registry.select([*suite.implementations, *given], without)
+
+
+def _place(suite: Suite, key: str, nth: int = 0) -> str:
+    """What a message about the n-th value of a key begins with; empty where the suite comes from no text."""
+    places = suite.places.get(key, ())
+    return f"{places[nth]}: " if places else ""
 
 
 def _not_measured(cache: str, clock: str, device: Device) -> str | None:

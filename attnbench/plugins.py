@@ -1,9 +1,11 @@
 """Finding plugins, loading them, and collecting what they bring into one `Registry`."""
 
+import difflib
 import fnmatch
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +70,23 @@ class Registry:
 
     def _hint(self, pattern: str) -> str:
         broken = [f"plugin `{o.plugin}` could not be loaded: {o.error}" for o in self.broken]
-        return "; ".join([*broken, suggestion(pattern, self.implementations)])
+        return "; ".join([*broken, self._similar(pattern)])
+
+    def _similar(self, pattern: str) -> str:
+        """Of a glob, the nearest that matches something and differs in its longest literal part only."""
+        literal = max(re.split(r"[*?]|\[[^]]*\]", pattern), key=len)
+        pieces = {
+            name[start : start + size]
+            for name in self.implementations
+            for size in (len(literal) - 1, len(literal), len(literal) + 1)
+            for start in range(len(name) - size + 1)
+        }
+        globs = [
+            pattern.replace(literal, piece) for piece in pieces if len(literal) > 2 and literal != pattern
+        ]
+        matching = sorted(glob for glob in globs if fnmatch.filter(self.implementations, glob))
+        close = difflib.get_close_matches(pattern, matching, n=1)
+        return f"did you mean `{close[0]}`?" if close else suggestion(pattern, self.implementations)
 
 
 def discover(extra: Sequence[str] = ()) -> Registry:

@@ -7,8 +7,9 @@ import torch
 
 from attnbench import inputs, reference, scope, suites, verify
 from attnbench.implementation import Device, Implementation, Prepared
-from attnbench.plugins import Registry
+from attnbench.plugins import Registry, requirements
 from attnbench.problem import Problem, problem_from
+from attnbench.records import Status
 
 WORK = 5e8
 SEED = 20240601
@@ -91,20 +92,23 @@ def samples(implementation: Implementation, device: Device) -> Iterator[Problem]
 
 def check(
     registry: Registry, name: str, text: str | None, device: str
-) -> Iterator[tuple[Problem, str | None]]:
-    """Each problem (small ones where there is no `text`) with None where the implementation is right, else why not."""
+) -> Iterator[tuple[Problem, Status, str]]:
+    """Each problem (small ones where there is no `text`), how it ended, and the reason where that is not `ok`."""
     implementation = registry.implementations[name]
     where = Device(kind=device.partition(":")[0])
-    given = suites.suite_of_problem(text).problems if text else samples(implementation, where)
+    missing = requirements(implementation)[1]
+    given = samples(implementation, where) if text is None else suites.suite_of_problem(text).problems
     for one in given:
-        reason = implementation.why_not(one, where) or scope.computable(one)
-        if reason is None:
-            try:
-                reason = verdict(implementation, one, device)
-            except (Exception, SystemExit) as error:
-                reason = f"{type(error).__name__}: {error}"
+        if reason := implementation.why_not(one, where) or scope.computable(one):
+            yield one, Status.UNSUPPORTED, reason
+        elif missing:
+            yield one, Status.UNAVAILABLE, missing
         else:
-            reason = f"unsupported: {reason}"
-        yield one, reason
+            try:
+                wrong = verdict(implementation, one, device)
+            except (Exception, SystemExit) as error:
+                yield one, Status.FAILED, f"{type(error).__name__}: {error}"
+            else:
+                yield one, Status.WRONG if wrong else Status.OK, wrong or ""
     if device != "cpu":
         torch.cuda.synchronize(device)

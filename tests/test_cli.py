@@ -22,6 +22,7 @@ import yaml
 
 from attnbench import header, results
 from attnbench.cli import display, main, run
+from attnbench.environment import available_cores
 from attnbench.errors import UserError
 from attnbench.records import Cell, Result, Status, Timing
 from attnbench.runner import Progress
@@ -95,7 +96,8 @@ class Runs:
 
     here: Path
     full: Done
-    """A suite and plugins by absolute path, one of them broken, one implementation wrong, one unavailable."""
+    """A suite and a plugin by absolute path, an installed one that is broken, one implementation wrong, one
+    unavailable."""
     quiet: Done
     """One implementation that is right, with a seed."""
     cuda: Done
@@ -113,6 +115,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         (folder / "mine.py").write_text(PLUGIN)
         (folder / "small.yaml").write_text(SUITE)
     (outside / "broken.py").write_text('raise ImportError(f"cannot import name `x` from {__file__}")')
+    (outside / "broken-1.0.dist-info").mkdir()
+    (outside / "broken-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n"
+    )
+    (outside / "broken-1.0.dist-info" / "entry_points.txt").write_text("[attnbench]\nbroken = broken\n")
     (here / "blocked").mkdir()
     (here / "blocked" / "results").touch()
     (here / "exists").mkdir()
@@ -120,16 +127,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     tiny += ["--preset", "quick", "--only", "mine-good"]
     mine = ["--plugin", "mine.py"]
     full = ["run", str(outside / "small.yaml"), "--plugin", str(outside / "mine.py")]
-    full += ["--plugin", str(outside / "broken.py"), "-o", str(here / "full")]
-    jobs: list[tuple[Path, list[str]]] = [
-        (here, full),
-        (here, ["run", *tiny, *mine, "--seed", "7", "--quiet"]),
-        (here, ["run", "small.yaml", *mine, "--device", "cuda", "-o", "cuda"]),
-        (here, ["run", *tiny, *mine, "-o", "exists"]),
-        (here / "blocked", ["run", *tiny, "--plugin", "../mine.py"]),
+    full += ["-o", str(here / "full")]
+    jobs: list[tuple[Path, list[str], dict[str, str]]] = [
+        (here, full, {"PYTHONPATH": str(outside)}),
+        (here, ["run", *tiny, *mine, "--seed", "7", "--quiet"], {}),
+        (here, ["run", "small.yaml", *mine, "--device", "cuda", "-o", "cuda"], {}),
+        (here, ["run", *tiny, *mine, "-o", "exists"], {}),
+        (here / "blocked", ["run", *tiny, "--plugin", "../mine.py"], {}),
     ]
     with ThreadPoolExecutor(2) as pool:
-        done = pool.map(lambda job: attnbench(job[0], *job[1], env={"CUDA_VISIBLE_DEVICES": ""}), jobs)
+        done = pool.map(
+            lambda job: attnbench(job[0], *job[1], env={"CUDA_VISIBLE_DEVICES": "", **job[2]}), jobs
+        )
         return Runs(here, *done)
 
 
@@ -218,12 +227,30 @@ def test_a_bad_suite_is_one_line_with_file_and_line(
     assert list(in_an_empty_folder.iterdir()) == []
 
 
+NO_MODULE = "ModuleNotFoundError: No module named 'no_such'"
 REFUSED = [
     ("run", "no suite"),
     ("plan", "no suite"),
     ("run no-such-suite", "no-such-suite: no such file"),
     ("run .", ".: a directory is no suite"),
     ("run quick --problem seqlen=8", "give a suite or --problem, not both"),
+    ("run --problem ''", "--problem is empty"),
+    ("check numpy --problem ''", "--problem is empty"),
+    (
+        "run --problem 'model=gpt2 seqlen=128,256'",
+        "--problem: `seqlen` has a list of values, and a problem has one for each key",
+    ),
+    (
+        "run quick --set measure.threads=9999999",
+        f"`threads` is 9,999,999, more than the cores that this process may use: {available_cores()}",
+    ),
+    ("run quick --plugin no_such", f"--plugin no_such: it cannot be loaded: {NO_MODULE}"),
+    ("plan quick --plugin no_such", f"--plugin no_such: it cannot be loaded: {NO_MODULE}"),
+    ("check numpy --plugin no_such", f"--plugin no_such: it cannot be loaded: {NO_MODULE}"),
+    (
+        "run quick --set implementations=torhc-*",
+        "--set implementations=torhc-*: no implementation matches `torhc-*`",
+    ),
     ("run --problem seqlen", "cannot read 'seqlen' in a problem"),
     ("run --problem 'seqlen=8 heads=2'", "--problem: a problem needs `head_dim`"),
     ("run quick --only no-such", "no implementation matches `no-such`"),
@@ -237,7 +264,10 @@ REFUSED = [
     ("run quick --set colour=red", "--set colour=red: unknown key `colour` in a suite"),
     ("run quick --set measure.colour=red", "--set measure.colour=red: unknown key `colour` in `measure`"),
     ("run quick --set measure.budget=red", "--set measure.budget=red: `budget`: 'red' is not a duration"),
-    ("run quick --set baseline=no-such", "the baseline `no-such` is no implementation"),
+    (
+        "run quick --set baseline=no-such",
+        "--set baseline=no-such: the baseline `no-such` is no implementation",
+    ),
     ("run quick --time-budget red", "--time-budget: 'red' is not a duration"),
     ("run quick --seed -1", "--seed must be at least 0, got -1"),
     ("run quick --plugin no-such.py", "no plugin file `no-such.py`"),
@@ -304,6 +334,16 @@ def test_a_run_in_which_nothing_could_run_is_an_error(status: Status) -> None:
     assert "attnbench list" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("status", "reason"), [(Status.UNAVAILABLE, "no CUDA device (gone)"), (Status.UNSUPPORTED, "no cuda")]
+)
+def test_where_only_the_device_is_in_the_way_the_hint_is_another_device(status: Status, reason: str) -> None:
+    row = result(status, dataclasses.replace(CELL, device="cuda:1"))
+    with pytest.raises(UserError) as caught:
+        run._code([dataclasses.replace(row, reason=reason)], strict=False)
+    assert (caught.value.hint or "").startswith("run with --device cpu")
+
+
 def test_right_rows_exit_with_0_and_a_wrong_one_with_1(runs: Runs) -> None:
     assert runs.quiet.returncode == 0, runs.quiet.stderr
     assert runs.full.returncode == 1, runs.full.stderr
@@ -331,15 +371,15 @@ def test_data_goes_to_standard_output_and_everything_else_to_standard_error(runs
     assert runs.full.stdout.startswith("Time of one call")
     assert "6 cells: 2 ok, 2 wrong, 2 unavailable" in runs.full.stdout
     assert "warning" not in runs.full.stdout
-    assert "[1/6" not in runs.full.stdout
+    assert "[1/4" not in runs.full.stdout
     assert "Traceback" not in runs.full.stderr
     assert "Time of one call" not in runs.full.stderr
 
 
 def test_progress_in_a_log_is_a_plain_line_for_each_job(runs: Runs) -> None:
     lines = [line for line in runs.full.stderr.splitlines() if line.startswith("[")]
-    assert [re.match(r"\[(\d)/6", line)[1] for line in lines] == ["3", "4", "5", "6"]  # type: ignore[index]
-    assert re.fullmatch(r"\[6/6\] mine-\w+  batch=1 seqlen=16 .*", lines[-1])
+    assert [re.match(r"\[(\d)/4", line)[1] for line in lines] == ["1", "2", "3", "4"]  # type: ignore[index]
+    assert re.fullmatch(r"\[4/4\] mine-\w+  batch=1 seqlen=16 .*", lines[-1])
     assert any("mine-half" in line and "wrong: " in line for line in lines)
     assert "\r" not in runs.full.stderr
     assert "\x1b" not in runs.full.stderr + runs.full.stdout
@@ -415,20 +455,29 @@ def test_a_run_leaves_its_files(runs: Runs) -> None:
     assert "| mine-good |" in (folder / "memory.md").read_text()
 
 
-def test_a_broken_plugin_is_a_warning_and_is_stored(runs: Runs) -> None:
+def test_a_broken_plugin_of_the_command_line_is_an_error_with_a_command_that_shows_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("raise SystemExit('not today')")
+    assert main(["run", "quick", "--plugin", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: --plugin {path}: it cannot be loaded: SystemExit: not today\n")
+    assert f"hint: `python {path}` shows the traceback" in told
+
+
+def test_a_broken_plugin_that_is_installed_is_a_warning_and_is_stored(runs: Runs) -> None:
     (warning,) = [line for line in runs.full.stderr.splitlines() if line.startswith("warning: ")]
-    assert re.fullmatch(r"warning: plugin `broken` \(.+broken\.py\) was left out: ImportError: .+", warning)
+    assert re.fullmatch(r"warning: plugin `broken` \(entry point\) was left out: ImportError: .+", warning)
     stored = json.loads((runs.here / "full" / "run.json").read_text())["plugins"]
     (broken,) = [plugin for plugin in stored if plugin["error"]]
-    assert (broken["plugin"], broken["source"]) == ("broken", "broken.py")
+    assert (broken["plugin"], broken["source"]) == ("broken", "entry point")
     assert broken["error"] == "ImportError: cannot import name `x` from broken.py"
 
 
 def test_a_header_tells_neither_where_nor_on_whose_machine_it_was_made(runs: Runs) -> None:
     text = (runs.here / "full" / "run.json").read_text()
-    assert json.loads(text)["command"] == [
-        *("run", "small.yaml", "--plugin", "mine.py", "--plugin", "broken.py", "-o", "full")
-    ]
+    assert json.loads(text)["command"] == [*("run", "small.yaml", "--plugin", "mine.py", "-o", "full")]
     for secret in (socket.gethostname(), str(Path.home()), str(runs.here), str(runs.here.parent)):
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text), secret
     assert not re.findall(r"(?<![\w.~>/-])/[\w.-]+/[\w./-]*", text)
@@ -521,15 +570,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_on_a_terminal_is_drawn_with_cell_count_and_time_left(
+def test_progress_on_a_terminal_is_drawn_with_the_count_of_jobs_and_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     stream = Terminal()
-    with display.progress(stream, quiet=False) as listener:
-        listener(Progress(done=1, total=4, current="verifying mine[1] on seqlen=8", left_s=90.0))
-        listener(Progress(done=2, total=4, current="", left_s=60.0, row=result(Status.WRONG)))
+    with display.progress(stream, quiet=False, decided=3) as listener:
+        listener(Progress(done=4, total=7, current="verifying mine[1] on seqlen=8", left_s=90.0))
+        listener(Progress(done=5, total=7, current="", left_s=60.0, row=result(Status.WRONG)))
     drawn = stream.getvalue()
     assert "verifying mine[1] on seqlen=8" in drawn
     assert "2/4" in drawn
@@ -597,6 +646,13 @@ def test_plan_tells_counts_reasons_and_every_cell_if_asked(
     assert len([line for line in lines if line.endswith("  job")]) == 4
 
 
+def test_a_plan_may_be_for_a_machine_with_more_cores(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "quick", "--set", "measure.threads=9999"]) == 0
+    assert f"9,999 threads, too many for a run here: {available_cores()} cores\n" in capsys.readouterr().out
+    assert main(["plan", "quick", "--set", "measure.threads=1"]) == 0
+    assert re.search(r"^devices +cpu; 1 threads$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_plan_looks_for_no_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "quick", "--device", "cuda:3", "--only", "torch-sdpa"]) == 0
     told = capsys.readouterr().out
@@ -638,18 +694,72 @@ def test_the_schema_accepts_our_suite_and_refuses_a_misspelt_key(capsys: pytest.
         jsonschema.validate({**suite, "colour": "red"}, schema, cls=jsonschema.Draft202012Validator)
 
 
-@pytest.mark.parametrize(("name", "code"), [("mine-good", 0), ("mine-half", 1), ("mine-*", 1)])
+BFLOAT16 = PROBLEM.replace("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "code"),
+    [
+        ("mine-good", {"mine-good": "right"}, 0),
+        ("mine-half", {"mine-half": "wrong: .*(RMS error|row error).*"}, 1),
+        ("mine-[gl]*", {"mine-good": "right", "mine-lost": "unavailable: needs no-such-distribution.*"}, 0),
+        ("mine-[hl]*", {"mine-half": "wrong: .*", "mine-lost": "unavailable: .*"}, 1),
+    ],
+)
 def test_check_says_whether_an_implementation_is_right(
-    runs: Runs, name: str, code: int, capsys: pytest.CaptureFixture[str]
+    runs: Runs, name: str, ends: dict[str, str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["check", name, "--plugin", str(runs.here / "mine.py"), "--problem", PROBLEM]
     assert main(words) == code
     told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    assert all(line.startswith(PROBLEM) for line in told.values())
-    if "mine-good" in told:
-        assert told["mine-good"] == f"{PROBLEM}  right"
-    if "mine-half" in told:
-        assert re.search(r"RMS error|row error", told["mine-half"])
+    assert told.keys() == ends.keys()
+    for implementation, end in ends.items():
+        assert re.fullmatch(rf"{PROBLEM}  {end}", told[implementation])
+
+
+def test_a_problem_that_check_finds_unsupported_is_an_answer(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--plugin", str(runs.here / "mine.py"), "--problem", BFLOAT16]
+    assert main(["check", "mine-good", "torch-naive", *words]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"torch-naive  {BFLOAT16}  right",
+        f"mine-good  {BFLOAT16}  unsupported: no bfloat16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["mine-good", "--problem", BFLOAT16], "mine-good: unsupported: no bfloat16"),
+        (["mine-lost"], "mine-lost: unavailable: needs no-such-distribution, which is not installed"),
+        (["mine-never"], "mine-never: it supports no small problem on cpu"),
+    ],
+)
+def test_where_check_could_check_nothing_it_is_an_error(
+    tmp_path: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never = 'objection=lambda problem, device: "never"'
+    (tmp_path / "mine.py").write_text(f"{PLUGIN}    yield record('mine-never', fused, {never})\n")
+    assert main(["check", *words, "--plugin", str(tmp_path / "mine.py")]) == 2
+    error, _, hint = capsys.readouterr().err.splitlines()
+    assert error == f"error: nothing could be checked: {reason}"
+    assert "attnbench list" in hint
+
+
+@pytest.mark.parametrize("words", [["run"], ["plan"], ["list"], ["check", "numpy"]])
+def test_a_problem_may_be_given_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--problem", PROBLEM, "--problem", BFLOAT16])
+    assert ended.value.code == 2
+    assert "--problem is given twice; several problems are a suite" in capsys.readouterr().err
+
+
+def test_resuming_a_run_that_is_done_says_so(runs: Runs) -> None:
+    folder = str(only_folder(runs.here / "results"))
+    done = attnbench(runs.here, "run", "--resume", folder, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert (done.returncode, done.stdout) == (0, runs.quiet.stdout)
+    assert "nothing was left to do: every cell has its row\n" in done.stderr
 
 
 def test_the_console_script_and_the_module_are_the_same_program(tmp_path: Path) -> None:

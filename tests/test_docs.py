@@ -137,7 +137,8 @@ def test_commands_are_understood_and_choose_something(folder: Path, command: str
         assert arguments.problem is None or suites.suite_of_problem(arguments.problem)
     if arguments.verb not in ("run", "plan") or getattr(arguments, "resume", None):
         return
-    suite, registry = choose.suite(arguments), choose.registry(arguments)
+    registry = choose.registry(arguments)
+    suite = choose.suite(arguments, registry)
     made = plan.make(
         suite,
         registry,
@@ -193,6 +194,13 @@ def test_every_option_is_explained_and_no_other() -> None:
     told = [name for row in rows("README.md", "option") for name in re.findall(r"`(--?[\w-]+)", row[0])]
     known = {name for _, action in options() for name in action.option_strings}
     assert sorted(told) == sorted(known - {"-h", "--help"})
+
+
+def test_every_option_is_told_with_the_commands_that_take_it() -> None:
+    for names, commands, _ in rows("README.md", "option"):
+        told = set(re.findall(r"`(\w+)`", commands)) or {""}
+        for name in re.findall(r"`(--?[\w-]+)", names):
+            assert told == {verb for verb, action in options() if name in action.option_strings}, name
 
 
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])

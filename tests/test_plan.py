@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from attnbench import plan, plugins, suites
-from attnbench.errors import PluginError, UserError
+from attnbench.errors import UserError
 from attnbench.implementation import Capabilities, Device, Implementation
 from attnbench.plugins import Registry
 from attnbench.records import Status
@@ -160,17 +160,42 @@ def test_globs_choose_implementations(
     assert list(dict.fromkeys(c.cell.implementation for c in made.cells)) == expected
 
 
-@pytest.mark.parametrize("where", ["suite", "only", "without"])
-def test_a_glob_that_matches_nothing_is_an_error_with_a_suggestion(where: str) -> None:
-    text = "implementations: torch-sdpb" if where == "suite" else ""
-    with pytest.raises(PluginError) as caught:
-        make(
-            suite(text),
-            registry(implementation("torch-sdpa")),
-            **({} if where == "suite" else {where: ["torch-sdpb"]}),
-        )
-    assert caught.value.message == "no implementation matches `torch-sdpb`"
-    assert caught.value.hint == "did you mean `torch-sdpa`?"
+@pytest.mark.parametrize(
+    ("text", "options", "place"),
+    [
+        ("implementations: [torch-*, {}]", {}, "s.yaml:2: "),
+        ("implementations:\n  - torch-sdpa\n  - {}", {}, "s.yaml:4: "),
+        ("", {"only": ["torch-*", "{}"]}, ""),
+        ("", {"without": ["{}"]}, ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("glob", "close"),
+    [
+        ("torch-sdpb", "torch-sdpa"),
+        ("torhc-*", "torch-*"),
+        ("trch-*", "torch-*"),
+        ("*-sdap", "*-sdpa"),
+        ("t*-sdpq", "t*-sdpa"),
+        ("t?rhc-sdpa", "t?rch-sdpa"),
+    ],
+)
+def test_a_glob_that_matches_nothing_is_an_error_with_its_place_and_a_suggestion(
+    text: str, options: dict[str, list[str]], place: str, glob: str, close: str
+) -> None:
+    found = registry(implementation("torch-sdpa"), implementation("numpy"))
+    chosen = {name: [g.format(glob) for g in globs] for name, globs in options.items()}
+    with pytest.raises(UserError) as caught:
+        make(suite(text.format(f'"{glob}"')), found, **chosen)
+    assert caught.value.message == f"{place}no implementation matches `{glob}`"
+    assert caught.value.hint == f"did you mean `{close}`?"
+
+
+@pytest.mark.parametrize("glob", ["**x", "[ab", "", "?", "mamba-*"])
+def test_a_glob_unlike_any_name_is_answered_with_the_names(glob: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make(suite(), registry(implementation("torch-sdpa"), implementation("numpy")), only=[glob])
+    assert caught.value.hint == "one of: numpy, torch-sdpa"
 
 
 def test_nothing_left_to_run_is_an_error() -> None:
@@ -181,7 +206,7 @@ def test_nothing_left_to_run_is_an_error() -> None:
 def test_an_unknown_baseline_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(UserError) as caught:
         make(suite("baseline: tow"), registry(ONE, TWO))
-    assert caught.value.message == "the baseline `tow` is no implementation"
+    assert caught.value.message == "s.yaml:2: the baseline `tow` is no implementation"
     assert caught.value.hint == "did you mean `two`?"
 
 
@@ -222,6 +247,14 @@ def test_too_many_cells_are_counted_and_not_made() -> None:
     with pytest.raises(UserError) as caught:
         make(large, several)
     assert caught.value.message == "the plan has 1,000,005 cells, more than 1,000,000"
+
+
+def test_the_cells_of_a_problem_are_those_that_a_plan_makes_of_it() -> None:
+    both = registry(ONE, TWO)
+    of = suite("implementations: t*\ndevice: [cpu, cuda, cuda:0]")
+    for only in ([], ["one", "two"]):
+        made = make(of, both, devices=plan.resolve(of.devices), only=only)
+        assert plan.width(of, both, only=only) * len(of.problems) == len(made.cells)
 
 
 MEASURED = """
@@ -266,10 +299,22 @@ def test_a_hundred_thousand_cells_are_planned_in_three_seconds(
 def test_a_suite_of_a_million_combinations_is_refused_before_it_is_expanded(tmp_path: Path) -> None:
     values = {"seqlen": list(range(1, 1002)), "heads": list(range(1, 1001)), "head_dim": 64}
     (tmp_path / "many.yaml").write_text(f"question: q\nproblems:\n  {json.dumps(values)}\n")
-    code, seconds, peak, out, err = measured("plan", str(tmp_path / "many.yaml"))
+    code, seconds, peak, out, err = measured("plan", str(tmp_path / "many.yaml"), "--only", "numpy")
     assert (code, out) == (2, "")
     assert "1,001,000 combinations of values, more than 1,000,000" in err
     assert seconds < 1  # expanding them takes about twenty
+    assert peak < 100e6
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_plan_of_a_million_cells_is_refused_before_its_problems_are_made(tmp_path: Path, verb: str) -> None:
+    values = {"seqlen": list(range(1, 1000)), "heads": list(range(1, 1001)), "head_dim": 64}
+    text = f"question: q\nimplementations: [numpy, torch-naive]\nproblems: {json.dumps(values)}\n"
+    (tmp_path / "many.yaml").write_text(text)
+    code, seconds, peak, out, err = measured(verb, str(tmp_path / "many.yaml"))
+    assert (code, out) == (2, "")
+    assert "many.yaml:3: 999,000 combinations of values of 2 cells each, 1,998,000 in all" in err
+    assert seconds < 2  # making the problems takes about twenty
     assert peak < 100e6
 
 

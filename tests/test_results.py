@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from attnbench import results
+from attnbench import plugins, results
 from attnbench.errors import ResultsError
 from attnbench.problem import Problem
 from attnbench.records import (
@@ -164,7 +164,7 @@ def test_repro_runs_just_this_row_with_the_settings_of_the_run() -> None:
     words = shlex.split(str(results.row(ok(), header)["repro"]))
     assert words[0] == "attnbench"
     arguments = parser().parse_args(words[1:])
-    again = suite(arguments)
+    again = suite(arguments, plugins.discover())
     assert [p.text for p in again.problems] == [PROBLEM]
     assert (arguments.only, arguments.seed) == (["torch-sdpa"], 7)
     assert arguments.plugin == ["my kernel.py", "a.b"]

@@ -153,8 +153,12 @@ def test_an_override_of_a_problem_key_goes_into_every_block() -> None:
         ("devise=cpu", "unknown key `devise` in a suite", "did you mean `device`?"),
         ("problems.dtype=float23", "unknown dtype `float23`", "did you mean `float32`?"),
         ("problems.heads=[]", "`heads` is an empty list", "give a value, or leave the key out"),
-        ("question=", "`question` must be text, got nothing", None),
-        ("measure=3", "`measure` must be keys with values, got `3`, which YAML reads as a number", None),
+        ("question=", "`question` must be text, got nothing", "give a value"),
+        (
+            "measure=3",
+            "`measure` must be keys with values, got `3`, which YAML reads as a number",
+            "write keys, as in `key: value`",
+        ),
         ("measure.seed=[1", "expected ',' or ']', but got '<stream end>'", None),
         ("quick", "no key=value", "write for example measure.preset=quick"),
     ],
@@ -191,9 +195,7 @@ def test_a_canonical_text_comes_back_through_a_suite_and_through_its_text(text: 
     [
         "seqln=8",
         "seqlen=-1 heads=1 head_dim=1",
-        "seqlen=[8,9] heads=1 head_dim=1",
         "seqlen",
-        "",
         "dtype=x model=gpt2",
         "model=gpt2 seqlen=8 seqlen=9",
         "model=gpt2 seqlen=8 shared_kv=yes",
@@ -202,6 +204,33 @@ def test_a_canonical_text_comes_back_through_a_suite_and_through_its_text(text: 
 def test_a_bad_problem_text_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         suites.suite_of_problem(text)
+
+
+@pytest.mark.parametrize("values", ["8,9", "[8,9]", "[8, 9]"])
+def test_a_list_in_a_problem_text_is_told_where_lists_belong(values: str) -> None:
+    with pytest.raises(UserError) as caught:
+        suites.suite_of_problem(f"seqlen={values} heads=1 head_dim=1")
+    assert (
+        caught.value.message == "--problem: `seqlen` has a list of values, and a problem has one for each key"
+    )
+    option = re.search(r"--set '(.*)'", str(caught.value.hint))
+    assert option
+    assert len(suites.suite_of_problem("seqlen=1 heads=1 head_dim=1", [option[1]]).problems) == 2
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_problem_text_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--problem is empty"):
+        suites.suite_of_problem(text)
+
+
+def test_a_suite_knows_where_its_globs_and_its_baseline_stand() -> None:
+    text = (
+        "question: q\nimplementations:\n  - numpy\n  - torch-*\nbaseline: numpy\n" + SMALL.split("\n", 1)[1]
+    )
+    assert parse(text).places == {"implementations": ("s.yaml:3", "s.yaml:4"), "baseline": ("s.yaml:5",)}
+    assert parse(SMALL).places == {}
+    assert parse(SMALL, "baseline=numpy").places == {"baseline": ("--set baseline=numpy",)}
 
 
 # ---------------------------------------------------------------- finding one
@@ -265,6 +294,9 @@ def test_quick_is_small_and_on_the_cpu() -> None:
 
 DECIMAL = "write decimal digits, without quotes"
 EMPTY = "give a value, or leave the key out"
+FEWER = "give fewer values, or split the suite"
+ONE = "write one value"
+ONE_OR_LIST = "write one value, or one list of values such as [1, 2]"
 NO_SUITE = ("1: there is no suite in it", "a suite begins with `question:`")
 REFUSALS: dict[str, tuple[str, str | None]] = {
     "bare-star": ("2: there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'),
@@ -284,37 +316,66 @@ REFUSALS: dict[str, tuple[str, str | None]] = {
     "comment": NO_SUITE,
     "control-character": ("6: not text: it holds the character 0x1", None),
     "dropout-out-of-range": ("6: dropout must be at least 0 and below 1, got 1.5", None),
+    "deep": (
+        "7: nested too deeply",
+        "a suite has blocks of keys, and behind a key one value or one list of values",
+    ),
     "duplicate-key": ("6: `head_dim` is given twice", None),
     "empty": NO_SUITE,
+    "empty-section": (
+        "4: `measure` must be keys with values, got nothing",
+        "write keys, as in `key: value`",
+    ),
     "empty-list": ("6: `batch` is an empty list", EMPTY),
     "exploding-aliases": (
         f"3: {1000**7:,} combinations of values, more than 1,000,000",
-        "split the suite",
+        FEWER,
     ),
     "exponent-without-point": (
         "6: `dropout` must be a number, got `1e-3`, which YAML reads as text",
         "write 1.0e-3",
     ),
     "heads-not-divisible": ("5: heads_q must be a multiple of heads_kv, got 12 and 8", None),
-    "list": ("1: a suite must be keys with values, got a list", None),
+    "huge-float": (
+        "6: `batch` must be a whole number of at most 18 digits, got `1.0e+30`, which YAML reads as a number",
+        None,
+    ),
+    "huge-integer": (
+        f"6: `batch` must be a whole number of at most 18 digits, got `{'9' * 26}`, which YAML reads as a number",
+        None,
+    ),
+    "infinite": ("3: `timeout` must be finite, got `.inf`", DECIMAL),
+    "list": ("1: a suite must be keys with values, got a list", "leave out the dash or the brackets"),
+    "list-for-one": ("3: `threads` must be a whole number, got a list", ONE),
     "memory-without-number": (
         "3: `memory`: 'lots' is not an amount of memory",
         "write 8GiB or 512MiB",
     ),
+    "merge-key": (
+        "4: a suite has no merge keys, `<<`",
+        "write the keys out; an alias may stand behind one",
+    ),
     "missing-head-dim": ("3: a problem needs `head_dim`", "or a `model:` that brings it"),
+    "nan": ("6: `scale` must be finite, got `.nan`", DECIMAL),
     "negative": ("6: `batch` must be at least 1, got -4", None),
     "negative-length": ("5: `seqlen` must be at least 1, got -128", None),
-    "nested-aliases": ("3: a block of `problems` must be keys with values, got a list", None),
+    "nested-aliases": (
+        "3: a block of `problems` must be keys with values, got a list",
+        "leave out the dash or the brackets",
+    ),
+    "nested-list": ("6: `batch` must be a whole number, got a list", ONE_OR_LIST),
     "no-budget": ("3: `budget` must be at least 0.001, got 0", None),
     "no-for-number": ("6: `batch` must be a whole number, got `no`, which YAML reads as a boolean", DECIMAL),
     "no-for-word": ("6: `mask` must be text, got `no`, which YAML reads as a boolean", 'write "no"'),
     "no-problems": ("2: `problems` is an empty list", EMPTY),
     "no-question": ("1: a suite needs `question`", "`question:` holds what the suite answers, in words"),
-    "nothing": ("6: `batch` must be a whole number, got nothing", None),
+    "nothing": ("6: `batch` must be a whole number, got nothing", EMPTY),
     "quoted-number": ("6: `batch` must be a whole number, got the text '4'", "write 4"),
-    "recursive-alias": ("6: `batch` must be a whole number, got a list that contains itself", None),
+    "recursive-alias": ("6: `batch` must be a whole number, got a list that contains itself", ONE_OR_LIST),
+    "tag-of-its-own": ("6: a suite has no tags, `!mine`", "leave it out"),
+    "tag-of-python": ("6: a suite has no tags, `!!python/object/apply:os.getcwd`", "leave it out"),
     "tab": ("6: a tab where YAML wants spaces", "indent with spaces"),
-    "too-many": ("3: 1,002,001 combinations of values, more than 1,000,000", "split the suite"),
+    "too-many": ("3: 1,002,001 combinations of values, more than 1,000,000", FEWER),
     "two-documents": ("4: there is a second document", "write one suite a file, without `---`"),
     "unclosed-list": ("7: expected ',' or ']', but got '<stream end>'", None),
     "unknown-device": ("2: unknown device `gpu`", "one of: cpu, cuda, cuda:1"),
@@ -328,7 +389,7 @@ REFUSALS: dict[str, tuple[str, str | None]] = {
         "6: `batch` must be a whole number, got `512.0`, which YAML reads as a number",
         "write 512",
     ),
-    "wrong-type": ("6: `batch` must be a whole number, got keys with values", None),
+    "wrong-type": ("6: `batch` must be a whole number, got keys with values", ONE_OR_LIST),
     "yes-for-truth": (
         "6: `shared_kv` must be true or false, got `yes`, which YAML reads as a boolean",
         "write true or false",
@@ -350,8 +411,17 @@ def test_every_refusal_has_its_file() -> None:
 
 @pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "{a: " * 2000 + "}" * 2000])
 def test_deep_nesting_is_refused(value: str) -> None:
-    with pytest.raises(SuiteError, match="nested too deeply"):
+    with pytest.raises(SuiteError, match=r"^s\.yaml:1: nested too deeply$"):
         parse(f"question: {value}\n")
+
+
+@pytest.mark.parametrize("tag", ["!", "!mine", "!!str", "!!binary", "!!python/name:os.getcwd", "!<x>"])
+@pytest.mark.parametrize(
+    "text", ["{} question: q\nproblems: 1", "question: {} q", "{} {{}}", "question: {} [q]"]
+)
+def test_a_tag_is_refused_wherever_it_stands(tag: str, text: str) -> None:
+    with pytest.raises(SuiteError, match=r"^s\.yaml:1: a suite has no tags, `"):
+        parse(text.format(tag))
 
 
 @pytest.mark.parametrize("value", ["010", "0x10", "1_000", "1e3", "9" * 5000, "~", "+", "1.5", "[[1]]"])
@@ -360,7 +430,14 @@ def test_an_unusual_number_is_refused_where_a_whole_one_is_due(value: str) -> No
         parse(SMALL.replace("seqlen: 8", f"seqlen: 8, batch: {value}"))
 
 
-@pytest.mark.parametrize("value", [".nan", ".inf", "1.0e+999", "1:30.5", "true", '"0.1"'])
+@pytest.mark.parametrize("key", ["scale", "batch"])
+@pytest.mark.parametrize("value", [".nan", ".NaN", ".inf", "-.INF", "1.0e+999", "1_0.0e+999"])
+def test_a_number_that_is_not_finite_is_refused(key: str, value: str) -> None:
+    with pytest.raises(SuiteError, match=f"`{key}` must be finite, got `{re.escape(value)}`"):
+        parse(SMALL.replace("seqlen: 8", f"seqlen: 8, {key}: {value}"))
+
+
+@pytest.mark.parametrize("value", ["1:30.5", "true", '"0.1"'])
 def test_an_unusual_number_is_refused_where_a_number_is_due(value: str) -> None:
     with pytest.raises(SuiteError, match="`scale` must be a number"):
         parse(SMALL.replace("seqlen: 8", f"seqlen: 8, scale: {value}"))
@@ -402,7 +479,7 @@ def test_no_damage_to_a_suite_ends_in_anything_but_a_refusal(data: st.DataObject
         suite = parse(text)
     except SuiteError as error:
         refusal = error.message
-    assert re.fullmatch(r"s\.yaml(:\d+)?: .+", refusal) if refusal else suite.problems
+    assert re.fullmatch(r"s\.yaml:\d+: .+", refusal) if refusal else suite.problems
 
 
 # ---------------------------------------------------------------- size
@@ -440,6 +517,17 @@ def test_combinations_are_counted_before_any_is_made() -> None:
     assert time.process_time() - start < 10  # making a million a second would take decades
 
 
+def test_cells_are_counted_before_any_problem_is_made() -> None:
+    lengths = ", ".join(map(str, range(1, 1001)))
+    text = f"question: q\nproblems:\n  seqlen: [{lengths}]\n  heads: [{lengths}]\n  head_dim: 4\n"
+    start = time.process_time()
+    with pytest.raises(SuiteError) as caught:
+        suites.parse(text, "s.yaml", cells=lambda suite: 3 * len(suite.devices))
+    told = "1,000,000 combinations of values of 3 cells each, 3,000,000 in all, more than 1,000,000"
+    assert caught.value.message == f"s.yaml:3: {told}"
+    assert time.process_time() - start < 1  # making a million takes many
+
+
 # ---------------------------------------------------------------- schema and docs
 
 
@@ -455,7 +543,8 @@ def test_the_schema_is_a_schema() -> None:
 
 STRUCTURAL = (
     "unknown-key wrong-type quoted-number boolean-for-integer exponent-without-point no-for-number no-for-word empty-list "
-    "nothing negative unknown-dtype unknown-model unknown-device unknown-preset no-question no-problems list"
+    "nothing negative unknown-dtype unknown-model unknown-device unknown-preset no-question no-problems list "
+    "nested-list list-for-one empty-section"
 )
 
 

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from attnbench import __version__
 from attnbench.errors import UserError
@@ -16,9 +17,28 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
+class _Once(argparse.Action):
+    """An option whose earlier value would be lost if it were given again."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option} is given twice; several problems are a suite")
+        setattr(namespace, self.dest, values)
+
+
+def _problem(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--problem", action=_Once, metavar="TEXT", help="words such as 'model=gpt2 seqlen=512'")
+
+
 def _suite(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("suite", nargs="?", help="a YAML file, or the name of a shipped suite such as `quick`")
-    verb.add_argument("--problem", metavar="TEXT", help="words such as 'model=gpt2 seqlen=512'")
+    _problem(verb)
     verb.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the suite"
     )
@@ -91,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
-    lists.add_argument("--problem", metavar="TEXT", help="say of each whether it computes this problem")
+    lists.add_argument(
+        "--problem", action=_Once, metavar="TEXT", help="say of each whether it computes this problem"
+    )
     lists.add_argument(
         "--why", action="append", default=[], metavar="NAME", help="with --problem: of these only, and why"
     )
@@ -100,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("check", help="verify implementations without timing them")
     check.add_argument("only", nargs="+", metavar="GLOB", help="implementations to check")
-    check.add_argument("--problem", metavar="TEXT", help="words such as 'model=gpt2 seqlen=512'")
+    _problem(check)
     check.add_argument("--device", default="cpu")
     _plugin(check)
 

@@ -2,38 +2,62 @@
 
 import argparse
 import sys
+from functools import partial
 
-from attnbench import plugins, suites
+from attnbench import plan, plugins, suites
 from attnbench.environment import available_cores
-from attnbench.errors import UserError
-from attnbench.plugins import Registry
+from attnbench.errors import PluginError, UserError
+from attnbench.plugins import ENTRY_POINT, Registry
 from attnbench.suites import Suite
 
 
-def suite(arguments: argparse.Namespace, text: str | None = None) -> Suite:
-    """The suite that the arguments name, with their overrides. `text` stands in for its file."""
+def suite(arguments: argparse.Namespace, found: Registry, text: str | None = None) -> Suite:
+    """The suite that the arguments name, with their overrides. `text` stands in for its file.
+
+    Its cells are counted before any problem is made, so what is too large or matches nothing ends here.
+    """
     overrides = [*arguments.set]
     if arguments.device:
         overrides.append(f"device=[{', '.join(arguments.device)}]")
     if arguments.preset:
         overrides.append(f"measure.preset={arguments.preset}")
-    if arguments.problem and arguments.suite:
+    cells = partial(plan.width, registry=found, only=arguments.only, without=arguments.without)
+    if arguments.problem is not None and arguments.suite is not None:
         raise UserError("give a suite or --problem, not both")
-    if arguments.problem:
-        return suites.suite_of_problem(arguments.problem, overrides)
-    if not arguments.suite:
+    if arguments.problem is not None:
+        return suites.suite_of_problem(arguments.problem, overrides, cells)
+    if arguments.suite is None:
         raise UserError("no suite", hint=f"give a file, --problem, or one of: {', '.join(suites.shipped())}")
-    return suites.load(arguments.suite, overrides, text)
+    return suites.load(arguments.suite, overrides, text, cells)
 
 
 def registry(arguments: argparse.Namespace) -> Registry:
-    """All plugins; what cannot be loaded is said on standard error."""
+    """All plugins; an installed one that cannot be loaded is said on standard error, one of --plugin is an error."""
     found = plugins.discover(arguments.plugin)
     for owner in found.broken:
+        if owner.source != ENTRY_POINT:
+            target = (
+                owner.source
+                if owner.source.endswith(".py")
+                else f"-c 'import {owner.source.partition(':')[0]}'"
+            )
+            raise PluginError(
+                f"--plugin {owner.source}: it cannot be loaded: {owner.error}",
+                hint=f"`python {target}` shows the traceback",
+            )
         print(
             f"warning: plugin `{owner.plugin}` ({owner.source}) was left out: {owner.error}", file=sys.stderr
         )
     return found
+
+
+def check_threads(count: int) -> None:
+    """Raises `UserError` for more threads than cores: they would wait for each other, and time that."""
+    if count > (cores := available_cores()):
+        raise UserError(
+            f"`threads` is {count:,}, more than the cores that this process may use: {cores:,}",
+            hint=f"--set measure.threads={cores}",
+        )
 
 
 def threads(of: Suite) -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TextIO
 
@@ -66,15 +67,22 @@ def baseline(run: Run) -> str | None:
 
 
 @contextlib.contextmanager
-def progress(stream: TextIO, quiet: bool) -> Iterator[Listener]:
-    """A listener that draws one line on a terminal, and writes a line for each row elsewhere."""
+def progress(stream: TextIO, quiet: bool, decided: int = 0) -> Iterator[Listener]:
+    """A listener that draws one line on a terminal, and writes a line for each row elsewhere.
+
+    It counts jobs: the cells that the plan has `decided` are not among them.
+    """
+
+    def of_jobs(listener: Listener) -> Listener:
+        return lambda now: listener(replace(now, done=now.done - decided, total=now.total - decided))
+
     if quiet:
         yield lambda _: None
     elif stream.isatty():
         with _drawn(stream) as listener:
-            yield listener
+            yield of_jobs(listener)
     else:
-        yield _plain(stream)
+        yield of_jobs(_plain(stream))
 
 
 def _line(row: Result) -> str:

@@ -5,13 +5,20 @@ from collections import Counter
 
 from attnbench import plan
 from attnbench.cli import choose
+from attnbench.environment import available_cores
 from attnbench.units import seconds_text
+
+
+def _threads(count: int) -> str:
+    """The plan may be for another machine, so too many threads for this one are only said."""
+    cores = available_cores()
+    return f"{count:,} threads" + f", too many for a run here: {cores:,} cores" * (count > cores)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Print counts, the estimated duration, and the reasons of cells that are no jobs."""
-    suite = choose.suite(arguments)
     registry = choose.registry(arguments)
+    suite = choose.suite(arguments, registry)
     made = plan.make(
         suite,
         registry,
@@ -25,7 +32,7 @@ def main(arguments: argparse.Namespace) -> int:
     names = list(dict.fromkeys(p.cell.implementation for p in made.cells))
     print(f"problems         {problems}")
     print(f"implementations  {len(names)}: {', '.join(names)}")
-    print(f"devices          {', '.join(map(str, made.devices))}; {choose.threads(suite)} threads")
+    print(f"devices          {', '.join(map(str, made.devices))}; {_threads(choose.threads(suite))}")
     print(f"cells            {len(made.cells)}, of which {len(made.jobs)} are jobs")
     print(f"baseline         {made.baseline or 'the first that is ok'}")
     print(f"preset           {suite.measure.preset}: {seconds_text(made.budget_s)} a cell")

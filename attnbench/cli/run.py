@@ -37,9 +37,10 @@ def main(arguments: argparse.Namespace) -> int:
         folder = Path(arguments.resume)
         earlier = _earlier(folder)
         arguments = _again(arguments, earlier)
-    suite = choose.suite(arguments, earlier.suite_text if earlier else None)
     registry = choose.registry(arguments)
+    suite = choose.suite(arguments, registry, earlier.suite_text if earlier else None)
     threads = choose.threads(suite)
+    choose.check_threads(threads)
     choice = {"threads": threads, "only": arguments.only, "without": arguments.without}
     plan.make(
         suite, registry, devices=plan.resolve(suite.devices), **choice
@@ -70,7 +71,10 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             head = _same(earlier, head)
         done = {r.cell.key: r for r in results.read_journal(folder)} if earlier else {}
-        progress = stack.enter_context(display.progress(sys.stderr, quiet=arguments.quiet))
+        if earlier and all(cell.cell.key in done for cell in made.cells):
+            print("nothing was left to do: every cell has its row", file=sys.stderr)
+        decided = len(made.cells) - len(made.jobs)
+        progress = stack.enter_context(display.progress(sys.stderr, arguments.quiet, decided))
         job = runner.Runner(
             plan=made,
             suite=suite,
@@ -171,7 +175,8 @@ def _code(rows: Sequence[Result], strict: bool) -> int:
     if statuses <= {Status.UNSUPPORTED, Status.UNAVAILABLE}:
         row = next((r for r in rows if r.status is Status.UNAVAILABLE), rows[0])
         hint = "`attnbench list` shows what each implementation needs and supports"
-        if row.status is Status.UNAVAILABLE and row.cell.device != "cpu":
+        kind = row.cell.device.partition(":")[0]
+        if kind != "cpu" and (row.status is Status.UNAVAILABLE or row.reason == f"no {kind}"):
             hint = "run with --device cpu, or install a CUDA build of torch on a machine with such a device"
         raise UserError(
             f"nothing could run: {row.cell.implementation}: {row.status}: {row.reason}", hint=hint

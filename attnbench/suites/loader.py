@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,24 @@ from attnbench.suites.nodes import (
     fields_of,
     items,
     members_of,
+    place,
     word_node,
     yaml_exponent,
 )
 from attnbench.suites.suite import Measure, Suite, Verify
 
 LARGEST = 1_000_000
-"""Combinations of values in one suite at the most; they are counted before any is made."""
+"""Combinations of values in one suite at the most, and cells; they are counted before any is made."""
 
 
-def _problems(node: Node) -> tuple[Problem, ...]:
+def _problems(node: Node, cells: int) -> tuple[Problem, ...]:
+    """The blocks united. Raises `SuiteError` where their combinations, of so many `cells` each, are too many."""
     blocks = [(block, members_of(block, "a block of `problems`", BLOCK_KEYS)) for block in items(node)]
     count = sum(math.prod(len(items(n)) for n in members.values()) for _, members in blocks)
-    if count > LARGEST:
-        raise error_at(node, f"{count:,} combinations of values, more than {LARGEST:,}", "split the suite")
+    if count * max(cells, 1) > LARGEST:
+        told = f"{count:,} combinations of values"
+        told += f" of {cells} cells each, {count * cells:,} in all" if cells > 1 else ""
+        raise error_at(node, f"{told}, more than {LARGEST:,}", "give fewer values, or split the suite")
     found: dict[Problem, None] = {}
     for block, members in blocks:
         lists = fields_of(members, BLOCK_KEYS)
@@ -83,8 +88,15 @@ def _override(root: Node, text: str) -> None:
             target.value[:] = [*kept, (word_node(key or path, name), new)]
 
 
-def parse(text: str, path: str, overrides: Sequence[str] = ()) -> Suite:
-    """The suite in `text`, where messages say `path`; `overrides` are texts of `--set`. Raises `SuiteError`."""
+Cells = Callable[[Suite], int]
+"""How many cells a problem of the suite makes; the suite is whole but for its problems."""
+
+
+def parse(text: str, path: str, overrides: Sequence[str] = (), cells: Cells = lambda _: 1) -> Suite:
+    """The suite in `text`, where messages say `path`; `overrides` are texts of `--set`.
+
+    Raises `SuiteError`, also for more than `LARGEST` combinations or `cells`, and what `cells` raises.
+    """
     root = compose(text, path)
     if root is None:
         raise SuiteError(f"{path}:1: there is no suite in it", hint="a suite begins with `question:`")
@@ -96,23 +108,39 @@ def parse(text: str, path: str, overrides: Sequence[str] = ()) -> Suite:
         for name, kind, keys in (("measure", Measure, MEASURE_KEYS), ("verify", Verify, VERIFY_KEYS))
         if name in members
     }
-    records |= fields_of(members, SUITE_KEYS) | {"problems": _problems(members["problems"])}
-    return Suite(name=Path(path).stem.lstrip("-"), text=text, path=path, **records)
+    records |= fields_of(members, SUITE_KEYS)
+    records["places"] = {
+        name: tuple(place(node.start_mark) for node in items(members[name]))
+        for name in ("implementations", "baseline")
+        if name in members
+    }
+    suite = Suite(name=Path(path).stem.lstrip("-"), problems=(), text=text, path=path, **records)
+    return replace(suite, problems=_problems(members["problems"], cells(suite)))
 
 
-def suite_of_problem(text: str, overrides: Sequence[str] = ()) -> Suite:
+def suite_of_problem(text: str, overrides: Sequence[str] = (), cells: Cells = lambda _: 1) -> Suite:
     """The suite `problem` of one problem: words `key=value` with the keys of a block. Raises `UserError`.
 
     Its text is a suite too, which `parse` takes back.
     """
+    if not text.strip():
+        raise ProblemError("--problem is empty", hint="write words such as 'model=gpt2 seqlen=512'")
+    if several := re.search(r"(\w+)=([^\s,[]*(?:,[^\s,=]+)+(?=\s|$)|\[[^]]*\])", text):
+        key, values = several[1], several[2].strip("[]").replace(" ", "").replace(",", ", ")
+        raise ProblemError(
+            f"--problem: `{key}` has a list of values, and a problem has one for each key",
+            hint=f"`run` and `plan` take lists from a suite, or by --set 'problems.{key}=[{values}]'",
+        )
     lines = ["question: How do the implementations compare on this problem?", "problems:"]
     for name, value in parse_words(text).items():
         plain = name in BLOCK_KEYS and BLOCK_KEYS[name].kind != "text" and re.fullmatch(r"[-+.\w]+", value)
         word = EXPONENT.sub(yaml_exponent, value) if plain else json.dumps(value)  # 1e-05 is text in YAML
         lines.append(f"  {json.dumps(name)}: {word}")
-    return parse("\n".join([*lines, ""]), "--problem", overrides)
+    return parse("\n".join([*lines, ""]), "--problem", overrides, cells)
 
 
-def load(name_or_path: str, overrides: Sequence[str] = (), text: str | None = None) -> Suite:
-    """The suite of a file, or a shipped one by its name; `text` stands in for the file. Raises `SuiteError`."""
-    return parse(read(name_or_path) if text is None else text, name_or_path, overrides)
+def load(
+    name_or_path: str, overrides: Sequence[str] = (), text: str | None = None, cells: Cells = lambda _: 1
+) -> Suite:
+    """The suite of a file, or a shipped one by its name; `text` stands in for the file. Raises as `parse`."""
+    return parse(read(name_or_path) if text is None else text, name_or_path, overrides, cells)

@@ -13,15 +13,36 @@ from attnbench.problem import suggestion
 from attnbench.suites.keys import KINDS, Key
 from attnbench.units import parse_bytes, parse_seconds
 
+DEEPEST = 20
+"""Nodes within nodes at the most; a suite has five: suite, blocks, block, list and value."""
+_STANDARD_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes, and refuses tags and what is nested deeper than `DEEPEST` where it meets them."""
+
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if tag := getattr(event, "tag", None):
+            told = f"!!{tag.removeprefix(_STANDARD_TAG)}" if tag.startswith(_STANDARD_TAG) else tag
+            raise SuiteError(f"{place(event.start_mark)}: a suite has no tags, `{told}`", hint="leave it out")
+        if self.depth == DEEPEST:
+            hint = "a suite has blocks of keys, and behind a key one value or one list of values"
+            raise SuiteError(f"{place(event.start_mark)}: nested too deeply", hint=hint)
+        self.depth += 1
+        node: Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
 
 def compose(text: str, name: str) -> Node | None:
     """Nodes, which know their lines. They are walked no deeper than a suite goes, so no alias can explode."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         loader.name = name
         return loader.get_single_node()
-    except RecursionError:
-        raise SuiteError(f"{name}: nested too deeply") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise SuiteError(f"{name}:{line}: not text: it holds the character {error.character:#x}") from None
@@ -33,19 +54,23 @@ def compose(text: str, name: str) -> Node | None:
             what, hint = "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'
         elif "another document" in what:
             what, hint = "there is a second document", "write one suite a file, without `---`"
-        raise SuiteError(f"{_place(error.problem_mark)}: {what}", hint=hint) from None
+        raise SuiteError(f"{place(error.problem_mark)}: {what}", hint=hint) from None
 
 
-def _place(mark: Any) -> str:
+def place(mark: Any) -> str:
+    """`file:line` of a mark, or the argument of the command line that it stands in."""
     return str(mark.name) if mark.name.startswith("--") else f"{mark.name}:{mark.line + 1}"
 
 
 def error_at(node: Node, message: str, hint: str | None = None) -> SuiteError:
     """The error that begins with the file and line of a node."""
-    return SuiteError(f"{_place(node.start_mark)}: {' '.join(message.split())}", hint=hint)
+    return SuiteError(f"{place(node.start_mark)}: {' '.join(message.split())}", hint=hint)
 
 
-_INTEGER = re.compile(r"[-+]?(0|[1-9]\d{0,17})")
+DIGITS = 18
+"""Of a whole number at the most: it fits in 64 bits."""
+_INTEGER = re.compile(rf"[-+]?(0|[1-9]\d{{0,{DIGITS - 1}}})")
+_LONG = re.compile(rf"[-+]?[1-9]\d{{{DIGITS},}}")
 _NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{0,30})?([eE][-+]\d{1,3})?")
 EXPONENT = re.compile(r"([-+]?\d+)(?:\.(\d*))?[eE]([-+]?)(\d{1,3})")
 _READINGS = {
@@ -81,15 +106,35 @@ def _got(node: Node) -> str:
 def _wrong(name: str, key: Key, node: Node) -> SuiteError:
     noun, text = KINDS[key.kind][0], str(node.value) if isinstance(node, ScalarNode) else ""
     exponent = EXPONENT.fullmatch(text)
-    hint = {"text": f'write "{text}"', "boolean": "write true or false"}.get(
+    decimal = exponent or _NUMBER.fullmatch(text)
+    hint: str | None = {"text": f'write "{text}"', "boolean": "write true or false"}.get(
         key.kind, "write decimal digits, without quotes"
     )
-    if key.kind == "integer" and (exponent or _NUMBER.fullmatch(text)) and float(text) % 1 == 0:
-        hint = f"write {float(text):.0f}"
+    if not isinstance(node, ScalarNode):
+        hint = "write one value" + ", or one list of values such as [1, 2]" * key.many
+    elif not text.strip():
+        hint = "give a value" + ", or leave the key out" * (key.default != "required")
+    elif key.kind not in ("text", "boolean") and _not_finite(node):
+        return error_at(node, f"`{name}` must be finite, got `{text[:60]}`", hint)
+    elif key.kind == "integer" and (_LONG.fullmatch(text) or (decimal and abs(float(text)) >= 10**DIGITS)):
+        noun, hint = f"{noun} of at most {DIGITS} digits", None
+    elif key.kind == "integer" and decimal and float(text) % 1 == 0:
+        hint = f"write {text if _INTEGER.fullmatch(text) else int(float(text))}"
     elif exponent and key.kind == "number":
         hint = f"write {yaml_exponent(exponent)}"
-    got = _got(node).removesuffix(f", which YAML reads as {noun}")
-    return error_at(node, f"`{name}` must be {noun}, got {got}", hint if text.strip() else None)
+    got = _got(node).removesuffix(f", which YAML reads as {KINDS[key.kind][0]}")
+    return error_at(node, f"`{name}` must be {noun}, got {got}", hint)
+
+
+def _not_finite(node: ScalarNode) -> bool:
+    """Of a number that YAML reads: `.nan`, `.inf`, `1.0e+999`."""
+    return (
+        node.tag.endswith(":float")
+        and ":" not in node.value
+        and not math.isfinite(
+            float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan").replace("_", ""))
+        )
+    )
 
 
 def scalar(name: str, key: Key, node: Node) -> Any:
@@ -130,11 +175,20 @@ def items(node: Node) -> list[Node]:
 def members_of(node: Node, what: str, keys: Mapping[str, Key]) -> dict[str, Node]:
     """The node behind each key of a mapping, whose keys are known and unique and none is missing."""
     if not isinstance(node, MappingNode):
-        raise error_at(node, f"{what} must be keys with values, got {_got(node)}")
+        hint = (
+            "leave out the dash or the brackets"
+            if isinstance(node, SequenceNode)
+            else "write keys, as in `key: value`"
+        )
+        raise error_at(node, f"{what} must be keys with values, got {_got(node)}", hint)
     members: dict[str, Node] = {}
     for name, value in node.value:
         if not isinstance(name, ScalarNode):
-            raise error_at(name, f"a key must be a word, got {_got(name)}")
+            raise error_at(name, f"a key must be a word, got {_got(name)}", "write it without brackets")
+        if name.tag.endswith(":merge"):
+            raise error_at(
+                name, "a suite has no merge keys, `<<`", "write the keys out; an alias may stand behind one"
+            )
         if name.value not in keys:
             raise error_at(name, f"unknown key `{name.value}` in {what}", suggestion(name.value, keys))
         if name.value in members:

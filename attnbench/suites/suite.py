@@ -1,7 +1,7 @@
 """`Suite`, what to measure, on what and how, and the records in it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from attnbench.problem import Problem
 
@@ -64,3 +64,5 @@ class Suite:
     """The suite as read."""
     path: str
     """The file or the shipped suite's name, as given."""
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    """Where each value of `implementations` and `baseline` stands: `file:line`, or its `--set`."""
