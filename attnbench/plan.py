@@ -123,9 +123,10 @@ def make(
                     clock=clock,
                 )
                 status, reason = None, ""
-                if why := registry.implementations[name].why_not(problem, device) or beyond:
+                found = registry.implementations[name]
+                if why := found.why_not(problem, device) or beyond:
                     status, reason = Status.UNSUPPORTED, why
-                elif absent or (why := wanting.get(name)):
+                elif absent or (why := wanting.get(name) or found.unavailable(device)):
                     status, reason = Status.UNAVAILABLE, absent or why or ""
                 cells.append(Planned(cell=cell, problem=problem, status=status, reason=reason))
     return Plan(

@@ -88,6 +88,18 @@ def test_what_is_not_installed_is_unavailable() -> None:
     }
 
 
+def test_an_implementation_may_say_that_it_is_unavailable_on_a_device() -> None:
+    both = implementation(
+        "both", devices=frozenset({"cpu", "cuda"}), unavailable=lambda device: f"no compiler for {device}"
+    )
+    made = make(suite(), registry(both), devices=(*CPU, CUDA))
+    assert {(c.status, c.reason) for c in made.cells} == {
+        (Status.UNAVAILABLE, "no compiler for cpu"),
+        (Status.UNAVAILABLE, f"no compiler for {CUDA}"),
+        (Status.UNSUPPORTED, "no causal mask"),
+    }
+
+
 def test_a_device_that_is_missing_makes_its_cells_unavailable() -> None:
     gpu = implementation("gpu", devices=frozenset({"cuda"}))
     made = make(
