@@ -182,9 +182,9 @@ def _prepare_flex_eager(problem: Problem, inputs: Inputs) -> Prepared:
 
     torch.compiler.reset()  # dynamo traces it, and counts shapes, without compiling it
     attend = partial(flex_attention, **_flex_arguments(problem, inputs))
-    prepared = differentiable(attend, problem, inputs, kernel="eager")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # it says so once
+        prepared = differentiable(attend, problem, inputs, kernel="eager")
         prepared.step()
     return prepared
 
