@@ -115,10 +115,7 @@ def _compiled(
     counters.clear()
     with (
         # An entry of AOTAutograd's cache would skip the pass that rewrites to SDPA, and with it the count.
-        # A donated buffer is gone after one backward pass; `backward` runs many over one graph.
-        torch._functorch.config.patch(
-            enable_autograd_cache=False, donated_buffer=problem.direction is not Direction.BACKWARD
-        ),
+        torch._functorch.config.patch(enable_autograd_cache=False),
         torch._inductor.config.patch(compile_threads=1),  # more are processes, which would outlive the job
     ):
         compiled = torch.compile(function, fullgraph=True, dynamic=False)
