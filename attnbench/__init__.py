@@ -13,11 +13,12 @@ from attnbench.implementation import (
     Step,
     differentiable,
 )
-from attnbench.problem import Direction, DType, Problem
+from attnbench.problem import INDEX_MASKS, Direction, DType, Problem
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "INDEX_MASKS",
     "Capabilities",
     "DType",
     "Device",

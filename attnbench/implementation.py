@@ -156,6 +156,11 @@ def no_objection(problem: Problem, device: Device) -> str | None:
     return None
 
 
+def available(device: Device) -> str | None:
+    """The default `unavailable`: wherever what it requires is installed."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Implementation:
     """One way to compute attention; a variant is another record, never a flag."""
@@ -172,6 +177,9 @@ class Implementation:
     """What is approximated, in words; None for an exact computation."""
     objection: Callable[[Problem, Device], str | None] = no_objection
     """A reason against a problem that data cannot express."""
+    unavailable: Callable[[Device], str | None] = available
+    """A reason why it cannot run on this machine, whatever the problem, such as a compiler that is missing.
+    Called to plan, so it must be quick."""
 
     def __post_init__(self) -> None:
         if not self.name or any(c.isspace() or c in ",*?[]" for c in self.name):

@@ -116,12 +116,18 @@ def make(
             hint="give fewer values, or split the suite",
         )
     measure = suite.measure
-    wanting = {n: reason for n in chosen if (reason := requirements(registry.implementations[n])[1])}
+    found = {name: registry.implementations[name] for name in chosen}
+    unavailable = {
+        (name, str(device)): reason
+        for device in devices
+        for name, one in found.items()
+        if (reason := (missing or {}).get(str(device)) or requirements(one)[1] or one.unavailable(device))
+    }
     cells = []
     for problem in suite.problems:
         unverified = computable(problem)
         for device in devices:
-            text, absent = str(device), (missing or {}).get(str(device))
+            text = str(device)
             clock = "events" if device.kind == "cuda" and measure.clock == "wall" else measure.clock
             beyond = unverified or _not_measured(measure.cache, clock, device)
             for name in chosen:
@@ -134,10 +140,10 @@ def make(
                     clock=clock,
                 )
                 status, reason = None, ""
-                if why := registry.implementations[name].why_not(problem, device) or beyond:
+                if why := found[name].why_not(problem, device) or beyond:
                     status, reason = Status.UNSUPPORTED, why
-                elif absent or (why := wanting.get(name)):
-                    status, reason = Status.UNAVAILABLE, absent or why or ""
+                elif why := unavailable.get((name, text)):
+                    status, reason = Status.UNAVAILABLE, why
                 cells.append(Planned(cell=cell, problem=problem, status=status, reason=reason))
     return Plan(
         cells=tuple(cells),

@@ -1,24 +1,41 @@
 """What the built-in implementations compute, against attention written out in float64."""
 
+import csv
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import product
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench import Device, Direction, Implementation, Inputs, Prepared, Problem
-from attnbench.builtin import numpy_textbook, torch_eager, torch_sdpa
+from attnbench.builtin import (
+    numpy_textbook,
+    torch_compile,
+    torch_eager,
+    torch_mha,
+    torch_sdpa,
+    torch_varlen,
+)
+from attnbench.cli import main
 
+MODULES = (numpy_textbook, torch_compile, torch_eager, torch_mha, torch_sdpa, torch_varlen)
 IMPLEMENTATIONS = {
     implementation.name: implementation
-    for module in (numpy_textbook, torch_eager, torch_sdpa)
+    for module in MODULES
     for implementation in module.attnbench_implementations()
 }
+# Inductor's first import runs code of torch's that is deprecated in torch.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+GENERAL = ("numpy", "torch-naive", "torch-chunked", "torch-sdpa", "torch-sdpa-math", "torch-sdpa-flash")
+"""Those that compute nearly every problem of the grid, and at once; the others have problems of their own."""
+COMPILED = ("torch-compile-naive", "torch-flex")
 CPU = Device(kind="cpu")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 MASKS = (
@@ -43,6 +60,14 @@ TILED = "seqlen_q=290 seqlen_kv=600 heads_q=2 heads_kv=1 head_dim=8"  # three ti
 
 
 @pytest.fixture(autouse=True, scope="module")
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compilers begin with empty caches, as in a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     """Tensors this small gain nothing from threads, and wait for them where another process is busy."""
     before = torch.get_num_threads()
@@ -51,8 +76,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_inputs(problem: Problem, device: str = "cpu", seed: int = 0) -> Inputs:
-    """N(0, 1) inputs in bhsd, dout among them in every direction."""
+def formed(inputs: Inputs, form: str) -> Inputs:
+    """Inputs in bhsd -> contiguous in `form`."""
+    if form == "bhsd":
+        return inputs
+    q, k, v, dout = (
+        None if t is None else t.transpose(1, 2).contiguous()
+        for t in (inputs.q, inputs.k, inputs.v, inputs.dout)
+    )
+    return Inputs(q=q, k=k, v=v, dout=dout)
+
+
+def make_inputs(problem: Problem, device: str = "cpu", seed: int = 0, form: str = "bhsd") -> Inputs:
+    """N(0, 1) inputs, dout among them in every direction."""
     generator = torch.Generator().manual_seed(seed)
     (sq, sk), dtype = problem.sequences[0], getattr(torch, problem.dtype.value)
 
@@ -60,12 +96,13 @@ def make_inputs(problem: Problem, device: str = "cpu", seed: int = 0) -> Inputs:
         made = torch.randn(problem.batch, heads, tokens, dim, generator=generator, dtype=torch.float64)
         return made.to(device=device, dtype=dtype)
 
-    return Inputs(
+    inputs = Inputs(
         q=tensor(problem.heads_q, sq, problem.head_dim),
         k=tensor(problem.heads_kv, sk, problem.head_dim),
         v=tensor(problem.heads_kv, sk, problem.head_dim_v),
         dout=tensor(problem.heads_q, sq, problem.head_dim_v),
     )
+    return formed(inputs, form)
 
 
 @cache
@@ -139,6 +176,17 @@ def prepared(implementation: Implementation, problem: Problem, inputs: Inputs) -
     return made if isinstance(made, Prepared) else Prepared(step=made)
 
 
+def run(name: str, problem: Problem, device: str = "cpu") -> Prepared:
+    """Prepares the implementation, and asserts that its answer is right."""
+    implementation = IMPLEMENTATIONS[name]
+    ready = prepared(implementation, problem, make_inputs(problem, device, form=implementation.qkv_format))
+    found = outputs(ready)
+    if implementation.qkv_format == "bshd":
+        found = tuple(tensor.transpose(1, 2) for tensor in found)
+    assert_right(found, problem, device)
+    return ready
+
+
 def outputs(ready: Prepared) -> tuple[torch.Tensor, ...]:
     raw = ready.read(ready.step())
     return raw if isinstance(raw, tuple) else (raw,)
@@ -172,14 +220,13 @@ def sweep(name: str, dtype: str, device: Device) -> tuple[int, int]:
         if implementation.why_not(problem, device):
             refused += 1
             continue
-        inputs = make_inputs(problem, device.kind)
-        assert_right(outputs(prepared(implementation, problem, inputs)), problem, device.kind)
+        run(name, problem, device.kind)
         ran += 1
     return ran, refused
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", GENERAL)
 def test_what_the_capabilities_allow_runs_and_is_right(name: str, dtype: str) -> None:
     ran, refused = sweep(name, dtype, CPU)
     softcap, unequal = 5 * 9 + 4 * 2, 9  # cells of the grid with a softcap; others with Dv != D
@@ -190,7 +237,48 @@ def test_what_the_capabilities_allow_runs_and_is_right(name: str, dtype: str) ->
     assert (ran, refused) == (whole - lost, lost)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def texts(shapes: Iterable[str], masks: Iterable[str], more: Iterable[str]) -> list[str]:
+    """A problem for each shape and mask; `more` is dealt out in turn."""
+    return [f"{s} mask={m} {end}" for (s, m), end in zip(product(shapes, masks), cycle(more), strict=False)]
+
+
+PICKED = {
+    "torch-mha": texts(
+        (
+            SHAPES[0],
+            "seqlen_q=7 seqlen_kv=18 heads=3 head_dim=5",
+            "seqlen_q=13 seqlen_kv=6 heads=2 head_dim=8",
+        ),
+        MASKS,
+        [f"dtype={d} direction={way}" for way in ("forward_backward", "backward", "forward") for d in DTYPES],
+    ),
+    "torch-flex-eager": texts(
+        SHAPES, MASKS[:5], [f"dtype={d} modifiers={m}" for m in ("none", "softcap:cap=1.5") for d in DTYPES]
+    ),
+    "torch-flex": [
+        f"{SHAPES[1]} dtype=bfloat16 mask=causal",
+        f"{SHAPES[2]} dtype=float32 mask=chunked:size=4*causal modifiers=softcap:cap=1.5",
+        f"{SHAPES[3]} dtype=float16",
+        f"{TILED} dtype=float32 mask=window:left=40:right=0",
+    ],
+    "torch-compile-naive": [
+        f"{SHAPES[0]} dtype=float32 mask=causal direction=backward",
+        f"{SHAPES[1]} dtype=bfloat16 mask=causal direction=forward_backward",
+        f"{SHAPES[2]} dtype=float64 mask=causal modifiers=softcap:cap=1.5",
+        f"{SHAPES[3]} dtype=float16 mask=window:left=3:right=1",
+    ],
+}
+"""Problems for those that the whole grid would take too long, or that refuse most of it."""
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name in PICKED for text in PICKED[name]])
+def test_picked_problems_are_right(name: str, text: str) -> None:
+    problem = Problem.parse(text)
+    assert IMPLEMENTATIONS[name].why_not(problem, CPU) is None
+    run(name, problem)
+
+
+@pytest.mark.parametrize("name", [*GENERAL, "torch-flex-eager", "torch-mha"])
 @pytest.mark.parametrize(
     ("mask", "sq", "sk", "picture"),
     [
@@ -208,13 +296,14 @@ def test_masks_look_as_their_names_say(name: str, mask: str, sq: int, sk: int, p
     inputs = Inputs(
         q=torch.zeros(1, 1, sq, sk), k=torch.randn(1, 1, sk, sk), v=torch.eye(sk).expand(1, 1, sk, sk)
     )
-    (out,) = outputs(prepared(IMPLEMENTATIONS[name], problem, inputs))
-    rows = ["".join("1" if weight else "0" for weight in row) for row in out[0, 0].tolist()]
+    form = IMPLEMENTATIONS[name].qkv_format
+    (out,) = outputs(prepared(IMPLEMENTATIONS[name], problem, formed(inputs, form)))
+    rows = ["".join("1" if weight else "0" for weight in row) for row in out.view(sq, sk).tolist()]
     assert " ".join(rows) == picture
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "forward_backward"])
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", GENERAL)
 def test_values_written_into_the_same_inputs_are_seen(name: str, direction: str) -> None:
     problem = Problem.parse(f"{SHAPES[1]} dtype=float32 mask=causal direction={direction}")
     inputs, new = make_inputs(problem), make_inputs(problem, seed=1)
@@ -231,7 +320,7 @@ def test_values_written_into_the_same_inputs_are_seen(name: str, direction: str)
         assert torch.equal(getattr(inputs, field), getattr(new, field)), f"{field} was changed"
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", GENERAL)
 def test_no_step_hands_out_the_memory_of_an_earlier_answer(name: str) -> None:
     problem = Problem.parse(f"{SHAPES[1]} dtype=float32 mask=causal direction=forward_backward")
     ready = prepared(IMPLEMENTATIONS[name], problem, make_inputs(problem))
@@ -244,8 +333,8 @@ def test_no_step_hands_out_the_memory_of_an_earlier_answer(name: str) -> None:
 
 def test_logits_too_large_for_exp_do_no_harm() -> None:
     problem = Problem.parse("seqlen=16 heads=1 head_dim=8 dtype=float32 scale=100 mask=causal")
-    for implementation in IMPLEMENTATIONS.values():
-        assert_right(outputs(prepared(implementation, problem, make_inputs(problem))), problem)
+    for name in (*GENERAL, "torch-flex-eager"):
+        run(name, problem)
 
 
 class Seen(TorchDispatchMode):
@@ -319,6 +408,15 @@ def test_default_dispatch_says_when_it_is_not_flash() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Flash attention")  # torch's reasons, as warnings
+@pytest.mark.parametrize("name", ["torch-sdpa-efficient", "torch-sdpa-cudnn"])
+def test_a_kernel_that_is_not_there_is_not_replaced(name: str) -> None:
+    problem = Problem.parse(f"{SHAPES[0]} dtype=float16")
+    assert IMPLEMENTATIONS[name].why_not(problem, CPU) == "no cpu"
+    with pytest.raises(RuntimeError, match=r"No (available kernel|viable backend)"):
+        prepared(IMPLEMENTATIONS[name], problem, make_inputs(problem)).step()
+
+
+@pytest.mark.filterwarnings("ignore:Flash attention")  # torch's reasons, as warnings
 def test_flash_raises_rather_than_become_another_kernel() -> None:
     problem = Problem.parse(f"{SHAPES[3]} dtype=float32")
     assert IMPLEMENTATIONS["torch-sdpa-flash"].why_not(problem, CPU) == "no head_dim_v other than head_dim"
@@ -365,11 +463,44 @@ def test_flash_on_cuda_says_why_not(text: str, capability: tuple[int, int], reas
     assert why is None if reason is None else reason in (why or "")
 
 
+HALF = "heads=2 head_dim=64 dtype=float16"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "capability", "reason"),
+    [
+        ("efficient", "seqlen=8 heads=1 head_dim=12 dtype=float32", (8, 0), None),
+        ("efficient", "seqlen=8 heads=1 head_dim=6 dtype=float32", (8, 0), "only multiples of 4"),
+        ("efficient", "seqlen=8 heads=1 head_dim=6 dtype=float32", (7, 5), None),
+        ("efficient", "seqlen=8 heads=1 head_dim=16 head_dim_v=12 dtype=float16", (9, 0), "dimension 12"),
+        ("efficient", "seqlen=8 heads=1 head_dim=64 dtype=float64", (9, 0), "no float64"),
+        ("efficient", "seqlen=8 heads=1 head_dim=64 dtype=bfloat16", (7, 5), "no bfloat16 before"),
+        ("efficient", f"seqlen=8 heads_q=4 heads_kv=2 {HALF[8:]}", (9, 0), "no grouped heads"),
+        ("efficient", f"seqlen_q=9 seqlen_kv=4 mask=window:left=2 {HALF}", (9, 0), None),
+        ("efficient", f"requests=2q0s4 {HALF}", (9, 0), "no empty sequences"),
+        ("cudnn", "seqlen=8 heads=1 head_dim=64 dtype=float32", (9, 0), "no float32"),
+        ("cudnn", "seqlen=8 heads=1 head_dim=136 dtype=float16", (9, 0), "only 8 to 128"),
+        ("cudnn", "seqlen=8 heads=1 head_dim=12 dtype=float16", (9, 0), "only multiples of 8"),
+        ("cudnn", f"seqlen_q=8 seqlen_kv=1 {HALF}", (9, 0), "no single key"),
+        ("cudnn", f"requests=2q0s4 {HALF}", (9, 0), "no empty sequences"),
+        ("cudnn", f"seqlen=8 {HALF}", (7, 5), "needs compute capability 8.0"),
+        ("cudnn", f"seqlen_q=8 seqlen_kv=2 mask=causal-top-left {HALF}", (9, 0), None),
+    ],
+)
+def test_other_kernels_of_sdpa_say_why_not(
+    name: str, text: str, capability: tuple[int, int], reason: str | None
+) -> None:
+    device = Device(kind="cuda", name="a GPU", compute_capability=capability)
+    why = IMPLEMENTATIONS[f"torch-sdpa-{name}"].why_not(Problem.parse(text), device)
+    assert why is None if reason is None else reason in (why or "")
+
+
 def test_listing_the_built_ins_imports_neither_torch_nor_numpy() -> None:
+    names = [module.__name__.rpartition(".")[2] for module in MODULES]
     code = (
         "import sys\n"
-        "from attnbench.builtin import numpy_textbook, torch_eager, torch_sdpa\n"
-        "for m in (numpy_textbook, torch_eager, torch_sdpa): list(m.attnbench_implementations())\n"
+        f"from attnbench.builtin import {', '.join(names)}\n"
+        f"for m in ({', '.join(names)}): list(m.attnbench_implementations())\n"
         "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -382,9 +513,149 @@ def test_empty_sequences_give_zeros_or_a_reason(sq: int, sk: int) -> None:
     problem = Problem.parse(text)
     for implementation in IMPLEMENTATIONS.values():
         if implementation.why_not(problem, CPU):
-            assert implementation.name == "torch-sdpa-flash"
+            assert implementation.name not in GENERAL or implementation.name == "torch-sdpa-flash"
             continue
         inputs = make_inputs(problem)
         found = outputs(prepared(implementation, problem, inputs))
         for tensor, like in zip(found, (inputs.q, inputs.q, inputs.k, inputs.v), strict=True):
             assert torch.equal(tensor, torch.zeros_like(like)), implementation.name
+
+
+def operations(call: Callable[[], object]) -> set[str]:
+    """What torch's profiler sees of a call, compiled code too, to which `Seen` would make dynamo blind."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        call()
+    return {event.key for event in profile.key_averages()}
+
+
+def test_compiled_flex_is_one_kernel_of_inductor() -> None:
+    problem = Problem.parse(f"{SHAPES[1]} dtype=float32 mask=causal")
+    ready = prepared(IMPLEMENTATIONS["torch-flex"], problem, make_inputs(problem))
+    seen = operations(ready.step)
+    assert ready.kernel == "inductor: C++ template"
+    assert any("CompiledFxGraph" in name for name in seen)
+    assert not seen & {"aten::bmm", "aten::matmul", "aten::_softmax", "aten::softmax"}
+
+
+@pytest.mark.parametrize(
+    ("mask", "kernel"), [("full", "inductor: rewritten to sdpa"), ("causal", "inductor")]
+)
+def test_compiled_naive_says_where_inductor_has_put_sdpa(mask: str, kernel: str) -> None:
+    problem = Problem.parse(f"{SHAPES[0]} dtype=float32 mask={mask}")
+    for _ in range(2):  # the second time from Inductor's cache
+        ready = prepared(IMPLEMENTATIONS["torch-compile-naive"], problem, make_inputs(problem))
+        seen = operations(ready.step)
+        assert ready.kernel == kernel
+        assert any("CompiledFxGraph" in name for name in seen)
+        assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in seen) == (mask == "full")
+        assert "aten::_softmax" not in seen
+
+
+def test_the_ninth_shape_is_compiled_like_the_first() -> None:
+    for length in range(16, 27):  # dynamo gives up after 8 of one function
+        problem = Problem.parse(f"seqlen={length} heads=2 head_dim=8 dtype=float32")
+        ready = prepared(IMPLEMENTATIONS["torch-compile-naive"], problem, make_inputs(problem))
+        assert any("CompiledFxGraph" in name for name in operations(ready.step))
+
+
+def test_what_would_run_eagerly_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (Problem.parse(f"seqlen={n} heads=2 head_dim=8 dtype=float32") for n in (16, 17))
+    naive = IMPLEMENTATIONS["torch-compile-naive"]
+    with (
+        torch.compiler.set_stance("force_eager"),
+        pytest.raises(RuntimeError, match="compiled nothing"),
+    ):
+        prepared(naive, one, make_inputs(one))
+    prepared(naive, one, make_inputs(one))
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    with (
+        torch._dynamo.config.patch(recompile_limit=1),
+        pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit),
+    ):
+        prepared(naive, two, make_inputs(two))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_without_a_compiler_they_are_unavailable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = IMPLEMENTATIONS[name]
+    assert found.unavailable(CPU) is None
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert found.unavailable(CPU) == "needs a C++ compiler: there is no `no-such-compiler`"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert found.unavailable(Device(kind="cuda")) == "needs triton, which is not installed"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "device", "reason"),
+    [
+        ("torch-flex", "dtype=float64", "cpu", "no float64"),
+        ("torch-flex", "dtype=float32 direction=backward", "cpu", "no backward pass on a cpu"),
+        ("torch-flex-eager", "dtype=float64 direction=forward_backward", "cpu", "no backward pass on a cpu"),
+        ("torch-flex", "dtype=float16 direction=backward", "cuda", None),
+        ("torch-flex", "dtype=float16 head_dim_v=8", "cuda", "no head dimension 8"),
+        ("torch-mha", "dtype=float32 scale=0.5", "cpu", "no scale"),
+        ("torch-varlen", "dtype=float16", "cpu", "no cpu"),
+        ("torch-varlen", "dtype=float16 mask=window:left=3", "cuda", None),
+        ("torch-varlen", "dtype=float16 mask=dilated:step=2", "cuda", "no dilated mask"),
+    ],
+)
+def test_flex_mha_and_varlen_say_why_not(name: str, text: str, device: str, reason: str | None) -> None:
+    problem = Problem.parse(f"seqlen=8 heads=2 head_dim=32 {text}")
+    why = IMPLEMENTATIONS[name].why_not(problem, Device(kind=device))
+    assert why is None if reason is None else reason in (why or "")
+
+
+def test_varlen_has_no_mask_for_more_queries_than_keys() -> None:
+    problem = Problem.parse("seqlen_q=9 seqlen_kv=8 heads=2 head_dim=32 dtype=float16 mask=causal")
+    why = IMPLEMENTATIONS["torch-varlen"].why_not(problem, Device(kind="cuda"))
+    assert why == "no causal mask with Sq > Sk"
+
+
+@pytest.mark.parametrize(
+    "mask", ["full", "causal", "window:left=3", "window:right=1", "window:left=2:right=0"]
+)
+def test_varlen_packs_the_batch(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for torch's function, by its documentation, on a CPU."""
+    problem = Problem.parse(
+        f"batch=3 seqlen_q=7 seqlen_kv=9 heads_q=4 heads_kv=2 head_dim=8 scale=0.3 dtype=float32 mask={mask}"
+    )
+
+    def stand_in(
+        q: Any, k: Any, v: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int,
+        *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+    ) -> Any:  # fmt: skip
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert (max_q, max_k, enable_gqa) == (7, 9, True)
+        left, right = (9 if side < 0 else side for side in window_size)
+        p, j = torch.arange(7)[:, None] + 2, torch.arange(9)
+        seen = (j >= p - left) & (j <= p + right)
+        members = []
+        for at, to in zip(cu_seq_q.tolist(), cu_seq_q.tolist()[1:], strict=False):
+            assert to - at == 7
+            one = slice(at // 7 * 9, to // 7 * 9)
+            assert one.stop in cu_seq_k.tolist()
+            tensors = (t.transpose(0, 1) for t in (q[at:to], k[one], v[one]))
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *tensors, attn_mask=seen, scale=scale, enable_gqa=True
+            )
+            members.append(out.transpose(0, 1))
+        return torch.cat(members)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    found = IMPLEMENTATIONS["torch-varlen"]
+    ready = prepared(found, problem, make_inputs(problem, form="bshd"))
+    (out,) = outputs(ready)
+    assert ready.kernel == "flash"
+    assert_right((out.transpose(1, 2),), problem)
+
+
+def test_a_compiled_job_runs_in_isolation_and_leaves_no_process(tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "question: q\nimplementations: [torch-compile-naive]\n"
+        "problems: {seqlen: 64, heads: 2, head_dim: 16}\n"
+        "measure: {preset: quick, launches: 1, budget: 0.05s}\n"
+    )
+    assert main(["run", str(suite), "-o", str(tmp_path / "run")]) == 0
+    (row,) = csv.DictReader((tmp_path / "run/results.csv").read_text().splitlines())
+    assert (row["status"], row["reason"], row["kernel"]) == ("ok", "", "inductor: rewritten to sdpa")

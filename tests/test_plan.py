@@ -10,7 +10,7 @@ import pytest
 
 from attnbench import plan, plugins, suites
 from attnbench.errors import UserError
-from attnbench.implementation import Capabilities, Device, Implementation
+from attnbench.implementation import Capabilities, Device, Implementation, available, no_objection
 from attnbench.plugins import Registry
 from attnbench.records import Status
 from attnbench.suites import Suite
@@ -20,7 +20,12 @@ CUDA = Device(kind="cuda", name="H200", compute_capability=(9, 0))
 
 
 def implementation(
-    name: str, *, requires: tuple[str, ...] = (), objection: Callable[..., Any] | None = None, **can: Any
+    name: str,
+    *,
+    requires: tuple[str, ...] = (),
+    objection: Callable[..., Any] = no_objection,
+    unavailable: Callable[..., Any] = available,
+    **can: Any,
 ) -> Implementation:
     return Implementation(
         name=name,
@@ -28,7 +33,8 @@ def implementation(
         capabilities=Capabilities(dtypes=frozenset({"float32"}), **can),
         prepare=lambda problem, inputs: lambda: None,
         requires=requires,
-        **({"objection": objection} if objection else {}),
+        objection=objection,
+        unavailable=unavailable,
     )
 
 
@@ -84,6 +90,18 @@ def test_what_is_not_installed_is_unavailable() -> None:
     made = make(suite(), registry(wanting))
     assert {(c.status, c.reason) for c in made.cells} == {
         (Status.UNAVAILABLE, "needs no-such-distribution, which is not installed"),
+        (Status.UNSUPPORTED, "no causal mask"),
+    }
+
+
+def test_an_implementation_may_say_that_it_is_unavailable_on_a_device() -> None:
+    both = implementation(
+        "both", devices=frozenset({"cpu", "cuda"}), unavailable=lambda device: f"no compiler for {device}"
+    )
+    made = make(suite(), registry(both), devices=(*CPU, CUDA))
+    assert {(c.status, c.reason) for c in made.cells} == {
+        (Status.UNAVAILABLE, "no compiler for cpu"),
+        (Status.UNAVAILABLE, f"no compiler for {CUDA}"),
         (Status.UNSUPPORTED, "no causal mask"),
     }
 
@@ -277,6 +295,9 @@ def measured(*words: str) -> tuple[int, float, int, str, str]:
     return code, seconds, peak, done.stdout, "\n".join(told)
 
 
+SIX = "[numpy, torch-naive, torch-chunked, torch-sdpa, torch-sdpa-math, torch-sdpa-flash]"
+
+
 @pytest.mark.parametrize(
     ("lengths", "only", "cells"), [(1000, ["--only", "numpy"], 100_000), (167, [], 100_200)]
 )
@@ -284,7 +305,7 @@ def test_a_hundred_thousand_cells_are_planned_in_three_seconds(
     tmp_path: Path, lengths: int, only: list[str], cells: int
 ) -> None:
     values = {"seqlen": list(range(1, lengths + 1)), "heads": list(range(1, 101)), "head_dim": 64}
-    text = f"question: q\nimplementations: [numpy, torch-*]\nproblems: {json.dumps(values)}\n"
+    text = f"question: q\nimplementations: {SIX}\nproblems: {json.dumps(values)}\n"
     (tmp_path / "many.yaml").write_text(text)
     for _ in range(5):  # the least of a few: what shares the core can only add to CPU time
         code, seconds, peak, out, err = measured("plan", str(tmp_path / "many.yaml"), *only)
@@ -346,7 +367,7 @@ def test_what_cannot_be_verified_is_not_timed_whatever_a_plugin_says(tmp_path: P
 )
 def test_a_setting_that_cannot_be_measured_yet_is_a_row_with_its_reason(setting: str, reason: str) -> None:
     suite = suites.suite_of_problem("seqlen=64 heads=2 head_dim=16", [setting])
-    made = plan.make(suite, plugins.discover(), devices=plan.resolve(["cpu"]), threads=1)
+    made = plan.make(suite, plugins.discover(), devices=plan.resolve(["cpu"]), threads=1, only=["torch-sdpa"])
     assert {(cell.status, cell.reason) for cell in made.cells} == {(Status.UNSUPPORTED, reason)}
 
 

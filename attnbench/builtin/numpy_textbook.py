@@ -3,28 +3,22 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from attnbench import Capabilities, Direction, Implementation, Inputs, Prepared, Problem, hookimpl
+from attnbench import (
+    INDEX_MASKS,
+    Capabilities,
+    Direction,
+    Implementation,
+    Inputs,
+    Prepared,
+    Problem,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.floating[Any]]
-
-_MASKS = frozenset(
-    [
-        "full",
-        "causal",
-        "causal-top-left",
-        "window",
-        "chunked",
-        "dilated",
-        "prefix-lm",
-        "block-causal",
-        "global-window",
-        "product",
-    ]
-)
 
 
 @hookimpl
@@ -35,7 +29,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=Capabilities(
             dtypes=frozenset(("float32", "float64")),
             directions=frozenset(("forward", "backward", "forward_backward")),
-            masks=_MASKS,
+            masks=INDEX_MASKS,
             modifiers=frozenset(("softcap",)),
             grouped_heads=True,
             unequal_head_dims=True,

@@ -3,7 +3,16 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from attnbench import Capabilities, Implementation, Inputs, Prepared, Problem, differentiable, hookimpl
+from attnbench import (
+    INDEX_MASKS,
+    Capabilities,
+    Implementation,
+    Inputs,
+    Prepared,
+    Problem,
+    differentiable,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -12,25 +21,11 @@ TILE = 256
 """Keys in a tile of `torch-chunked`: on a CPU core within 6 % of the fastest (128) at 2048 tokens, and 1.6 times
 as fast as that for one query over 4096 keys, where each tile is a handful of small calls."""
 
-_MASKS = frozenset(
-    [
-        "full",
-        "causal",
-        "causal-top-left",
-        "window",
-        "chunked",
-        "dilated",
-        "prefix-lm",
-        "block-causal",
-        "global-window",
-        "product",
-    ]
-)
 _CAPABILITIES = Capabilities(
     dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward")),
-    masks=_MASKS,
+    masks=INDEX_MASKS,
     modifiers=frozenset(("softcap",)),
     grouped_heads=True,
     unequal_head_dims=True,

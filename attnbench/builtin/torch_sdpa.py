@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
+    INDEX_MASKS,
     Capabilities,
     Device,
     Direction,
@@ -20,25 +21,11 @@ from attnbench import (
 if TYPE_CHECKING:
     import torch
 
-_MASKS = frozenset(
-    [
-        "full",
-        "causal",
-        "causal-top-left",
-        "window",
-        "chunked",
-        "dilated",
-        "prefix-lm",
-        "block-causal",
-        "global-window",
-        "product",
-    ]
-)
 _CAPABILITIES = Capabilities(
     dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward")),
-    masks=_MASKS,
+    masks=INDEX_MASKS,
     grouped_heads=True,
     unequal_head_dims=True,
 )
@@ -70,6 +57,36 @@ def attnbench_implementations() -> Iterable[Implementation]:
         requires=("torch",),
         qkv_format="bhsd",
         objection=_flash_objection,
+    )
+    yield Implementation(
+        name="torch-sdpa-efficient",
+        summary="scaled_dot_product_attention held to its memory-efficient kernel; raises where that cannot run",
+        capabilities=replace(
+            _CAPABILITIES,
+            dtypes=frozenset(("float32", "float16", "bfloat16")),
+            devices=frozenset(("cuda",)),
+            grouped_heads=False,  # in torch 2.13; a later one has them
+        ),
+        prepare=partial(_prepare, "efficient"),
+        requires=("torch",),
+        qkv_format="bhsd",
+        objection=_efficient_objection,
+    )
+    yield Implementation(
+        name="torch-sdpa-cudnn",
+        summary="scaled_dot_product_attention held to its cuDNN kernel; raises where that cannot run",
+        capabilities=replace(
+            _CAPABILITIES,
+            dtypes=frozenset(("float16", "bfloat16")),
+            devices=frozenset(("cuda",)),
+            head_dims=(8, 128),  # more on some devices, with some versions of cuDNN
+            head_dim_multiple=8,
+            compute_capability=(8, 0),
+        ),
+        prepare=partial(_prepare, "cudnn"),
+        requires=("torch",),
+        qkv_format="bhsd",
+        objection=_cudnn_objection,
     )
 
 
@@ -116,6 +133,35 @@ def _flash_objection(problem: Problem, device: Device) -> str | None:
     return None
 
 
+def _efficient_objection(problem: Problem, device: Device) -> str | None:
+    """What torch's dispatcher asks of the memory-efficient kernel beyond the capabilities (`sdp_utils.cpp`)."""
+    assert problem.uniform is not None
+    if 0 in problem.uniform:
+        return "efficient takes no empty sequences"
+    half, recent = problem.dtype.value != "float32", (device.compute_capability or (8, 0)) >= (8, 0)
+    if problem.dtype.value == "bfloat16" and not recent:
+        return "efficient takes no bfloat16 before compute capability 8.0"
+    multiple = 8 if half else 4 if recent else 1
+    for dim in (problem.head_dim, problem.head_dim_v):
+        if dim % multiple:
+            return f"efficient takes no head dimension {dim} in {problem.dtype.value}: only multiples of {multiple}"
+    return None
+
+
+def _cudnn_objection(problem: Problem, device: Device) -> str | None:
+    """What torch's dispatcher asks of cuDNN's kernel beyond the capabilities (`sdp_utils.cpp`)."""
+    assert problem.uniform is not None
+    if 0 in problem.uniform:
+        return "cuDNN takes no empty sequences"
+    if problem.uniform[1] == 1:
+        return "cuDNN takes no single key"
+    return None
+
+
+_SWITCHES = {"math": "math", "flash": "flash", "efficient": "mem_efficient", "cudnn": "cudnn"}
+"""Kernel -> what torch calls it in the names of its switches."""
+
+
 def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
     """SDPA held to `kernel` by torch's process-wide switches, which each call turns off and on again.
 
@@ -137,12 +183,12 @@ def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
         return differentiable(
             partial(sdpa, **arguments), problem, inputs, kernel=_chosen(problem, inputs, arguments)
         )
-    names = ("math", "flash", "mem_efficient", "cudnn") if inputs.q.is_cuda else ("math", "flash")
+    kernels = [*_SWITCHES] if inputs.q.is_cuda else ["math", "flash"]
     switches = torch.backends.cuda  # of all devices, for all their name
     others: list[Callable[[bool], None]] = [
-        getattr(switches, f"enable_{name}_sdp")
-        for name in names
-        if name != kernel and getattr(switches, f"{name}_sdp_enabled")()
+        getattr(switches, f"enable_{_SWITCHES[other]}_sdp")
+        for other in kernels
+        if other != kernel and getattr(switches, f"{_SWITCHES[other]}_sdp_enabled")()
     ]
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -158,16 +204,17 @@ def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
 
 
 def _mask(kernel: str | None, form: str, problem: Problem, device: "torch.device") -> "torch.Tensor | None":
-    """None, torch's lower-right bias for flash on CUDA, or a boolean [Sq, Sk] made once."""
+    """None, torch's lower-right bias where a kernel on CUDA knows it, or a boolean [Sq, Sk] made once."""
     import torch
 
     if form in ("none", "is_causal"):
         return None
     assert problem.uniform is not None
-    if form == "lower-right" and kernel == "flash" and device.type == "cuda":
+    sq, sk = problem.uniform
+    if form == "lower-right" and sq < sk and kernel in ("flash", "efficient") and device.type == "cuda":
         from torch.nn.attention.bias import causal_lower_right
 
-        bias: torch.Tensor = causal_lower_right(*problem.uniform)
+        bias: torch.Tensor = causal_lower_right(sq, sk)
         return bias
     i, j = (torch.arange(n, device=device) for n in problem.uniform)
     allowed: torch.Tensor = problem.mask.allowed(i[:, None], j[None, :], *problem.uniform)

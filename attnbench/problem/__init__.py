@@ -11,6 +11,7 @@ from attnbench.problem.dtypes import DType
 from attnbench.problem.keys import PROBLEM_KEYS, parse_words
 from attnbench.problem.layouts import LAYOUTS, Dense, Layout, Packed, Paged, parse_layout
 from attnbench.problem.masks import (
+    INDEX_MASKS,
     MASKS,
     BlockCausal,
     BlockSparse,
@@ -61,6 +62,7 @@ from attnbench.problem.problem import Problem, problem_from
 from attnbench.problem.variants import Variant, suggestion
 
 __all__ = [
+    "INDEX_MASKS",
     "LARGEST_BATCH",
     "LAYOUTS",
     "MASKS",

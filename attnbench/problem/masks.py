@@ -218,6 +218,8 @@ class Product(Mask):
 
 
 MASKS = {name: kind for name, kind in leaves(Mask).items() if kind is not Product}
+INDEX_MASKS = frozenset(name for name, kind in MASKS.items() if issubclass(kind, IndexMask)) | {Product.name}
+"""Names of the masks whose `allowed` works, and of their products: what an implementation lists that asks it."""
 
 
 @lru_cache(maxsize=4096)
