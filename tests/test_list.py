@@ -34,6 +34,7 @@ def attnbench_implementations():
     yield record("mine-plain")
     yield record("mine-gpu", devices=frozenset({"cuda"}))
     yield record("mine-lost", requires=("no-such-distribution",), masks=frozenset({"full", "causal"}))
+    yield record("mine-uncompiled", unavailable=lambda device: f"needs a compiler for {device}")
     yield record("mine-picky", objection=lambda problem, device: f"no luck on {device}")
     yield record("mine-rough", approximation="every other key is left out")
 """
@@ -60,7 +61,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def row(text: str, name: str) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
+    (line,) = [line for line in text.splitlines() if line.startswith(f"  {name} ")]
     return line.split()
 
 
@@ -72,7 +73,12 @@ def test_each_implementation_says_what_it_can_do_and_whether_it_can_run_here(tol
     *plain, letter = row(text, "mine-plain")
     assert plain == ["mine-plain", "ok", "cpu", "f32", "f"]
     assert row(text, "mine-gpu")[:4] == ["mine-gpu", "no", "[1]", "cuda"]
-    assert row(text, "mine-lost")[1:3] == ["no", "[2]"]
+    for name, reason in (
+        ("mine-lost", "needs no-such-distribution, which is not installed"),
+        ("mine-uncompiled", "needs a compiler for cpu"),
+    ):
+        assert row(text, name)[1] == "no"
+        assert f"\n{row(text, name)[2]} {reason}\n" in text
     assert row(text, "torch-naive")[1:] == [
         "ok",
         "cpu",
@@ -203,6 +209,7 @@ def test_json_holds_all_of_the_table(told: List) -> None:
         "mine-plain": True,
         "mine-gpu": False,
         "mine-lost": False,
+        "mine-uncompiled": False,
         "mine-picky": True,
         "mine-rough": True,
     }

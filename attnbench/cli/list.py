@@ -61,9 +61,9 @@ def _missing() -> dict[str, str]:
 
 def _why_not_here(implementation: Implementation, missing: Mapping[str, str]) -> str | None:
     """None where the implementation could run on this machine, else the reason."""
-    devices = implementation.capabilities.devices
-    absent = [missing[kind] for kind in _ordered(devices) if kind in missing]
-    return requirements(implementation)[1] or ("; ".join(absent) if len(absent) == len(devices) else None)
+    devices = _ordered(implementation.capabilities.devices)
+    absent = [missing.get(kind) or implementation.unavailable(Device(kind=kind)) for kind in devices]
+    return requirements(implementation)[1] or (None if None in absent else "; ".join(map(str, absent)))
 
 
 def _reasons(
@@ -82,6 +82,8 @@ def _reasons(
         yield "device", missing[kind]
     if wanting := requirements(implementation)[1]:
         yield "requirement", wanting
+    elif absent := implementation.unavailable(device):
+        yield "requirement", absent
 
 
 def _status(reasons: Sequence[tuple[str, str]]) -> Status | None:

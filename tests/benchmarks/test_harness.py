@@ -63,6 +63,6 @@ def test_verification_at_16k(benchmark: Benchmark, kind: str) -> None:
     def once() -> str | None:
         oracle, yard = reference.oracle(problem, made, sample), reference.yardstick(problem, made, sample)
         actual = {name: yard[name] for name in ("out",)}
-        return verify.compare(actual, oracle, yard, problem, sample.share)[1]
+        return verify.Standard(problem, oracle, yard, sample.share).compare(actual)[1]
 
     assert benchmark(once) is None
