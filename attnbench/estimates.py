@@ -29,13 +29,17 @@ class Interval:
     high: float | None
 
 
+def sound(seconds: Sequence[float], flagged: Collection[int]) -> Sequence[float]:
+    """The samples of a block whose index is not in `flagged`; all samples where all are."""
+    return [second for index, second in enumerate(seconds) if index not in flagged] or seconds
+
+
 def block_value(seconds: Sequence[float], flagged: Collection[int]) -> float:
-    """The log median of the samples whose index is not in `flagged`; of all samples where all are.
+    """The log median of a block's sound samples.
 
     Raises ValueError without samples, or where the median is not above zero.
     """
-    sound = [second for index, second in enumerate(seconds) if index not in flagged]
-    return math.log(statistics.median(sound or seconds))
+    return math.log(statistics.median(sound(seconds, flagged)))
 
 
 def location(values: Sequence[Sequence[float]]) -> Interval:

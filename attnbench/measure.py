@@ -89,12 +89,16 @@ class Course:
         self.launch, self.first, self.spent_s = launch, len(self.blocks), 0.0
 
     @property
-    def values(self) -> list[list[float]]:
-        """Log medians of the blocks, `[launch][round]`; blocks with no sound sample count only where all are so."""
+    def counted(self) -> list[Block]:
+        """The blocks that count: those with no sound sample only where too few others are left."""
         clean = [b for b in self.blocks if len(b.flagged) < len(b.seconds)]
-        chosen = clean if len(clean) >= LEAST_ROUNDS else self.blocks
+        return clean if len(clean) >= LEAST_ROUNDS else self.blocks
+
+    @property
+    def values(self) -> list[list[float]]:
+        """Log medians of the blocks that count, `[launch][round]`."""
         return [
-            [estimates.block_value(b.seconds, b.flagged) for b in chosen if b.launch == launch]
+            [estimates.block_value(b.seconds, b.flagged) for b in self.counted if b.launch == launch]
             for launch in range(self.launch + 1)
         ]
 
@@ -145,8 +149,7 @@ class Course:
     def timing(self, setup_s: float, first_call_s: float) -> Timing:
         """The statistics of all blocks."""
         found = estimates.location(self.values)
-        sound = [s for b in self.blocks for i, s in enumerate(b.seconds) if i not in b.flagged]
-        samples = sound or [s for b in self.blocks for s in b.seconds]
+        samples = [s for b in self.counted for s in estimates.sound(b.seconds, b.flagged)]
         return Timing(
             median_s=found.location,
             ci95_low_s=found.low,

@@ -114,6 +114,15 @@ def test_flagged_samples_do_not_count_but_are_counted() -> None:
     assert timing.p80_s == pytest.approx(1e-3)
 
 
+def test_all_numbers_of_a_row_are_of_the_same_samples() -> None:
+    course = Course(call_s=0.1, budget_s=10, launches=1)
+    for round_, (value, flagged) in enumerate([(0.1, (0,)), (0.11, (0,)), (0.12, (0,)), (0.2, ())]):
+        course.add(Taken(seconds=(value,), flagged=flagged, busy_s=value, last=None), value, round_)
+    timing = course.timing(0, 0)
+    assert (timing.min_s, timing.n, timing.n_flagged) == (0.1, 4, 3)
+    assert timing.min_s <= timing.p20_s <= timing.median_s <= timing.p80_s
+
+
 def test_the_location_lies_inside_its_interval() -> None:
     rng = random.Random(3)
     timing = race(
