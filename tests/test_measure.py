@@ -290,7 +290,7 @@ def test_device_memory_is_that_of_torchs_allocator_and_the_devices_own_beside_it
 def test_known_allocations_are_found_in_a_process_of_their_own() -> None:
     import multiprocessing
 
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for size in (2**20, 2**24, 2**28):
             found = pool.apply(_workspace, (size,))
             assert abs(found - size) <= 0.3 * 2**20, size
