@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import VARIABLE, left_after, living
 
 PLUGIN = """
 from attnbench import Capabilities, Implementation, hookimpl
@@ -107,32 +108,12 @@ main(sys.argv[3:])
 """A run that is killed while it writes the row of that number, of which a share reaches the disk."""
 
 
-def processes(marker: str) -> list[str]:
-    """Command lines of living processes whose environment carries the marker."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and marker.encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
-
-
-def left_after(marker: str, seconds: float = 10.0) -> list[str]:
-    """The processes that are still there when they have had some time to end."""
-    end = time.monotonic() + seconds
-    while (found := processes(marker)) and time.monotonic() < end:
-        time.sleep(0.05)
-    return found
-
-
 def attnbench(here: Path, *words: str, marker: str = "", program: str = "") -> "subprocess.Popen[str]":
     start = [sys.executable, "-c", program] if program else [sys.executable, "-m", "attnbench"]
     return subprocess.Popen(
         [*start, *words],
         cwd=here,
-        env={**ENV, "ATTNBENCH_TEST_MARKER": marker},
+        env={**ENV, VARIABLE: marker},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -353,7 +334,7 @@ def test_a_run_interrupted_while_it_starts_ends_quietly(workshop: Workshop, numb
     marker = f"{workshop.here}-start-{number.name}#"
     process = attnbench(workshop.here, *workshop.words, "-o", "never", marker=marker)
     end = time.monotonic() + 60
-    while not any("forkserver" in command for command in processes(marker)) and time.monotonic() < end:
+    while not any("forkserver" in command for command in living(marker)) and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(number)
     done = finish(process)

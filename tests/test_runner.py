@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from processes import VARIABLE, left_after, living
 
 from attnbench import plan, plugins, runner, suites
 from attnbench.clocks import Taken
@@ -529,14 +530,14 @@ def test_a_runner_that_is_killed_while_a_worker_ends_leaves_nothing_either(tmp_p
     path = str(Path(__file__).parent / "entries")
     with subprocess.Popen(
         [sys.executable, "-c", program, str(scratch)],
-        env={**os.environ, "PYTHONPATH": path, "ATTNBENCH_TEST_MARKER": marker},
+        env={**os.environ, "PYTHONPATH": path, VARIABLE: marker},
         stderr=subprocess.PIPE,
     ) as killed:
         assert killed.stderr is not None
         told = killed.stderr.read()  # until the server, which shares it, has ended too
     assert (killed.returncode, told) == (-signal.SIGKILL, b"")
     assert not scratch.exists()
-    assert alive(marker) == []
+    assert living(marker) == []
 
 
 @pytest.mark.parametrize("moment", ["is born", "imports"])
@@ -548,28 +549,15 @@ def test_a_starting_server_ends_with_its_runner(tmp_path: Path, moment: str) -> 
     marker = f"{tmp_path}#starting"
     with subprocess.Popen(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "ATTNBENCH_TEST_MARKER": marker},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), VARIABLE: marker},
         stderr=subprocess.PIPE,
     ) as killed:
         assert killed.stderr is not None
         end = time.monotonic() + 10
         while time.monotonic() < end:
-            if len(alive(marker)) == 2 and (moment == "is born" or (tmp_path / "importing").exists()):
+            if len(living(marker)) == 2 and (moment == "is born" or (tmp_path / "importing").exists()):
                 break
             time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
-        while alive(marker) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert alive(marker) == []
+        assert left_after(marker) == []
         assert killed.stderr.read() == b""
-
-
-def alive(marker: str) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and marker.encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
