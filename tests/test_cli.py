@@ -770,3 +770,10 @@ def test_the_console_script_and_the_module_are_the_same_program(tmp_path: Path) 
     two = attnbench(tmp_path, "--version")
     assert one.stdout == two.stdout
     assert re.fullmatch(r"attnbench \d+\.\d+\.\d+\n", one.stdout)
+
+
+def test_several_globs_may_stand_behind_one_only(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--problem", "seqlen=64 heads=1 head_dim=8", "--only", "numpy,torch-sdpa-m*"]
+    assert main([*words, "--only", "torch-naive"]) == 0
+    assert "3: numpy, torch-naive, torch-sdpa-math\n" in capsys.readouterr().out
+    assert main([*words, "--without", "numpy,torch-*"]) == 2

@@ -50,10 +50,15 @@ def _suite(verb: argparse.ArgumentParser) -> None:
 
 
 def _choice(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--only", action="append", default=[], metavar="GLOB", help="implementations to take")
-    verb.add_argument(
-        "--without", action="append", default=[], metavar="GLOB", help="implementations to leave out"
-    )
+    for option, meaning in (("--only", "take"), ("--without", "leave out")):
+        verb.add_argument(
+            option,
+            action="extend",
+            type=lambda text: text.split(","),
+            default=[],
+            metavar="GLOB,...",
+            help=f"implementations to {meaning}",
+        )
     _plugin(verb)
 
 
