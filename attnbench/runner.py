@@ -28,6 +28,8 @@ PRELOAD = ("attnbench.worker", "attnbench.judge")
 WORKER = "attnbench.worker:serve"
 JUDGE = "attnbench.judge:serve"
 PROBE = "attnbench.worker:probe"
+CACHE = "cache"
+"""In the run's folder, while it is unfinished: what compilers keep for later launches and for `--resume`."""
 JUDGE_TIMEOUT_S = 600.0
 GRACE_S = 2.0
 GRACE = 0.05
@@ -262,7 +264,7 @@ class Runner:
             "threads": job.cell.threads,
             "memory_bytes": self._limit(device),
             "folder": self._scratch,
-            "cache": str(self.folder.resolve() / "cache"),
+            "cache": str(self.folder.resolve() / CACHE),
         }
 
     def _row(self, job: Planned, end: _EndError, found: Candidate | None = None) -> Result:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import secrets
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,8 @@ def main(arguments: argparse.Namespace) -> int:
         plugins = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
         again = shlex.join(["attnbench", "run", "--resume", str(folder), *plugins])
         print(f"{job.stopped}; go on with: {again}", file=sys.stderr)
+    else:
+        shutil.rmtree(folder / runner.CACHE, ignore_errors=True)
     if job.stopped == "interrupted":
         return INTERRUPTED
     return _code(rows, arguments.strict)
