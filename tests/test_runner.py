@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import fake_cuda
 import pytest
 import torch
 from processes import VARIABLE, left_after, living
@@ -16,6 +17,7 @@ from processes import VARIABLE, left_after, living
 from attnbench import plan, plugins, runner, suites
 from attnbench.clocks import Taken
 from attnbench.forkserver import Child, ForkServer
+from attnbench.implementation import Device
 from attnbench.measure import Course
 from attnbench.records import Accuracy, Memory, Result, Status, worst
 from attnbench.runner import Candidate, Progress, Runner, _EndError, _Judge
@@ -59,6 +61,12 @@ def fused(inputs):
     return torch.nn.functional.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)
 
 
+def no_memory(inputs):
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
 def record(name, attend, before=lambda: None):
     def prepare(problem, inputs):
         before()
@@ -67,7 +75,7 @@ def record(name, attend, before=lambda: None):
     return Implementation(
         name=name,
         summary="for the tests of the runner",
-        capabilities=Capabilities(dtypes=frozenset({"float32"})),
+        capabilities=Capabilities(dtypes=frozenset({"float32"}), devices=frozenset({"cpu", "cuda"})),
         prepare=prepare,
         qkv_format="bhsd",
     )
@@ -96,6 +104,7 @@ def attnbench_implementations():
     for name in ("a", "b", "c"):
         yield record(f"good-{name}", fused)
     yield record("half", lambda inputs: fused(inputs) / 2)
+    yield record("no-memory", no_memory)
     yield record("hole", with_a_hole)
     yield record("patches-time", fused, patch_time)
     yield record("slow-clock", fused, lambda: patch_clocks(0.01))
@@ -119,7 +128,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     folder = tmp_path_factory.mktemp("judges")
     (folder / "judges.py").write_text(JUDGES)
-    with ForkServer(runner.PRELOAD, env={"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}) as found:
+    with ForkServer(
+        runner.PRELOAD, env={"PYTHONPATH": f"{folder}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
+    ) as found:
         yield found
 
 
@@ -136,6 +147,7 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
         budget: str = "20ms",
         launches: int = 1,
         gflop: float = 0.5,
+        devices: Sequence[Device] = (Device(kind="cpu"),),
         **options: Any,
     ) -> Runner:
         suite: Suite = suites.parse(
@@ -145,7 +157,6 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
             "s.yaml",
         )
         registry = plugins.discover([str(plugin)])
-        devices = plan.resolve(suite.devices)
         made = plan.make(suite, registry, devices=devices, threads=1, only=only)
         return Runner(
             plan=made,
@@ -315,6 +326,48 @@ def test_the_worst_of_several_accuracies_is_the_worst_of_each_number() -> None:
 
 def test_an_error_that_is_not_finite_is_the_worst() -> None:
     assert worst([accuracy(row=float("inf")), accuracy()]).row == float("inf")
+
+
+# ---------------------------------------------------------------- a device of its own
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A CUDA device that a CPU plays."""
+    monkeypatch.setattr(runner, "WORKER", "fake_cuda:serve")
+    monkeypatch.setattr(runner, "JUDGE", "fake_cuda:judge")
+    return fake_cuda.DEVICE
+
+
+def test_a_cuda_device_has_its_clock_its_memory_and_its_end_to_end_times(make: Make, cuda: Device) -> None:
+    good, wrong, full = make("good-a", "half", "no-memory", devices=[cuda]).run()
+    assert (good.status, good.reason) == (Status.OK, "")
+    assert (good.cell.device, good.cell.clock) == ("cuda:0", "events")
+    assert good.memory is not None
+    assert good.memory.method == "cuda"
+    assert good.memory.workspace_bytes == 2 * fake_cuda.GIB - good.memory.output_bytes
+    assert good.memory.device_delta_bytes == 0
+    assert good.timing is not None
+    assert good.timing.host_enqueue_s is not None
+    assert good.timing.end_to_end_s is not None
+    assert good.timing.host_enqueue_s <= good.timing.median_s * 2
+    assert wrong.status is Status.WRONG
+    assert (full.status, full.reason) == (
+        Status.OUT_OF_MEMORY,
+        "CUDA out of memory. Tried to allocate 20.00 GiB.",
+    )
+
+
+def test_processes_on_a_device_share_its_memory_contexts_included(make: Make, cuda: Device) -> None:
+    job = make("good-*", devices=[cuda])
+    limit = job._limit(cuda)
+    assert limit == int(0.9 * cuda.memory_bytes)
+    each = limit // 2 - runner.CONTEXT_BYTES
+    assert names(job._cohorts(candidates(job, each, each, each), limit)) == [
+        ["good-a", "good-b"],
+        ["good-a", "good-c"],
+    ]
+    assert len(job._cohorts(candidates(job, each + 1, each + 1, each + 1), limit)) == 3
 
 
 # ---------------------------------------------------------------- the parent's clock
