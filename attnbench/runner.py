@@ -210,7 +210,7 @@ class Runner:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _say(self, current: str, row: Result | None = None) -> None:
-        left = self._left * self._seconds_a_job
+        left = self._patience(self._left * self._seconds_a_job)
         done = len(self.plan.cells) - self._left
         self.listener(Progress(done=done, total=len(self.plan.cells), current=current, left_s=left, row=row))
 

@@ -583,6 +583,8 @@ def test_without_a_compiler_they_are_unavailable(name: str, monkeypatch: pytest.
     assert found.unavailable(CPU) == "needs a C++ compiler: there is no `no-such-compiler`"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert found.unavailable(Device(kind="cuda")) == "needs triton, which is not installed"
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    assert found.unavailable(CPU) == "TORCH_COMPILE_DISABLE is set"
 
 
 @pytest.mark.parametrize(

@@ -777,3 +777,38 @@ def test_several_globs_may_stand_behind_one_only(capsys: pytest.CaptureFixture[s
     assert main([*words, "--only", "torch-naive"]) == 0
     assert "3: numpy, torch-naive, torch-sdpa-math\n" in capsys.readouterr().out
     assert main([*words, "--without", "numpy,torch-*"]) == 2
+
+
+def test_a_run_whose_journal_is_lost_is_not_written_over(runs: Runs, tmp_path: Path) -> None:
+    whole = only_folder(runs.here / "results")
+    damaged = tmp_path / whole.name
+    shutil.copytree(whole, damaged)
+    (damaged / "journal.jsonl").write_text("not JSON\n")
+    before = (damaged / "results.csv").read_text()
+    done = attnbench(runs.here, "run", "--resume", str(damaged), env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2
+    assert "cannot be resumed: 1 rows of its results.csv are not in its journal" in done.stderr
+    assert (damaged / "results.csv").read_text() == before
+    (damaged / "results.csv").write_text("schema\none\n")
+    (damaged / "journal.jsonl").write_bytes((whole / "journal.jsonl").read_bytes())
+    shown = attnbench(runs.here, "show", str(damaged))
+    assert shown.returncode == 2
+    assert f"hint: `attnbench run --resume {damaged}` writes the tables again" in shown.stderr
+
+
+def test_a_time_budget_in_which_nothing_was_measured_is_an_error(runs: Runs) -> None:
+    words = [
+        "run",
+        "--problem",
+        PROBLEM,
+        "--plugin",
+        "mine.py",
+        "--only",
+        "mine-good",
+        "--time-budget",
+        "1ms",
+    ]
+    done = attnbench(runs.here, *words, "-o", "spent")
+    assert done.returncode == 2
+    assert "error: nothing was measured: the time budget of 1.00 ms was spent" in done.stderr
+    assert "go on with: attnbench run --resume spent" in done.stderr

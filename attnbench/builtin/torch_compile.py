@@ -55,6 +55,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         requires=("torch",),
         qkv_format="bhsd",
         objection=_flex_eager_objection,
+        unavailable=_disabled,
     )
 
 
@@ -72,10 +73,16 @@ def _capabilities(*dtypes: str) -> Capabilities:
 
 def _unavailable(device: Device) -> str | None:
     """What Inductor needs beside torch: Triton for CUDA; for a CPU a C++ compiler, found as Inductor finds it."""
+    if reason := _disabled(device):
+        return reason
     if device.kind == "cuda":
         return None if importlib.util.find_spec("triton") else "needs triton, which is not installed"
     compiler = os.environ.get("CXX", "g++")
     return None if shutil.which(compiler) else f"needs a C++ compiler: there is no `{compiler}`"
+
+
+def _disabled(device: Device) -> str | None:
+    return "TORCH_COMPILE_DISABLE is set" if os.environ.get("TORCH_COMPILE_DISABLE") == "1" else None
 
 
 def _flex_eager_objection(problem: Problem, device: Device) -> str | None:

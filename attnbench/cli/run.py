@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -72,6 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
         else:
             head = _same(earlier, head)
         done = {r.cell.key: r for r in results.read_journal(folder)} if earlier else {}
+        if earlier:
+            _nothing_lost(folder, done)
         if earlier and all(cell.cell.key in done for cell in made.cells):
             print("nothing was left to do: every cell has its row", file=sys.stderr)
         decided = len(made.cells) - len(made.jobs)
@@ -156,6 +158,19 @@ def _same(earlier: Run, now: Run) -> Run:
     return earlier
 
 
+def _nothing_lost(folder: Path, done: Container[object]) -> None:
+    """Raises `ResultsError` where `results.csv` has measured rows that the journal lacks: it would be replaced."""
+    try:
+        rows = results.read_results(folder)[1]
+    except ResultsError:  # the run was killed before it was written
+        return
+    if lost := sum(row.timing is not None and row.cell.key not in done for row in rows):
+        raise ResultsError(
+            f"{folder} cannot be resumed: {lost} rows of its results.csv are not in its journal",
+            hint="restore journal.jsonl, or start a new run",
+        )
+
+
 @contextlib.contextmanager
 def _terminated_is_interrupted() -> Iterator[None]:
     """SIGTERM ends a run as cleanly as Ctrl-C does."""
@@ -175,6 +190,9 @@ def _code(rows: Sequence[Result], strict: bool) -> int:
     statuses = {row.status for row in rows}
     if statuses & {*BAD, *(STRICT if strict else ())}:
         return 1
+    if statuses <= {Status.UNSUPPORTED, Status.UNAVAILABLE, Status.NOT_RUN} and Status.NOT_RUN in statuses:
+        reason = next(row.reason for row in rows if row.status is Status.NOT_RUN)
+        raise UserError(f"nothing was measured: {reason}", hint="give it more time: `--time-budget`")
     if statuses <= {Status.UNSUPPORTED, Status.UNAVAILABLE}:
         row = next((r for r in rows if r.status is Status.UNAVAILABLE), rows[0])
         hint = "`attnbench list` shows what each implementation needs and supports"

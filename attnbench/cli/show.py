@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attnbench import results, tables
 from attnbench.cli import display
-from attnbench.errors import UserError
+from attnbench.errors import ResultsError, UserError
 from attnbench.problem import suggestion
 
 
@@ -13,7 +13,13 @@ def main(arguments: argparse.Namespace) -> int:
     """Print the tables of a stored run, or the views that were asked for."""
     by = tables.axes(arguments.by)
     views = [tables.view(name) for name in arguments.view]
-    run, rows = results.load(Path(arguments.run))
+    folder = Path(arguments.run)
+    try:
+        run, rows = results.load(folder)
+    except ResultsError as error:
+        if not error.hint and (folder / results.JOURNAL).exists():
+            error.hint = f"`attnbench run --resume {folder}` writes the tables again from the journal"
+        raise
     names = {row.cell.implementation for row in rows if row.timing}
     if arguments.baseline is not None and arguments.baseline not in names:
         raise UserError(

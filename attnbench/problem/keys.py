@@ -17,7 +17,10 @@ def parse_words(text: str) -> dict[str, str]:
     for word in text.split():
         key, equals, value = word.partition("=")
         if not equals or not value:
-            raise ProblemError(f"cannot read {word!r} in a problem", hint="write words such as seqlen=512")
+            raise ProblemError(
+                f"cannot read {word!r} in a problem",
+                hint="write words without spaces, such as seqlen=512 or mask=window:left=10:right=0",
+            )
         if key in values:
             raise ProblemError(f"`{key}` is given twice in a problem")
         values[key] = value

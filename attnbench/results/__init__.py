@@ -12,6 +12,7 @@ from attnbench.results.table import read_csv, read_results, row, write_csv
 
 __all__ = [
     "COLUMNS",
+    "JOURNAL",
     "SCHEMA",
     "Journal",
     "columns_markdown",
@@ -21,6 +22,7 @@ __all__ = [
     "read_csv",
     "read_header",
     "read_journal",
+    "read_results",
     "row",
     "write_csv",
     "write_header",
