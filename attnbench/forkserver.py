@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnbench.errors import UserError
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 KEEP = 64 * 1024
@@ -33,6 +35,8 @@ ORPHAN_GRACE_S = 0.5
 _HANDLED = (signal.SIGTERM, signal.SIGCHLD)
 
 Message = dict[str, Any]
+ID = "id"
+"""Of a question and of its answer: a process that an implementation forks would answer too."""
 
 
 class Channel:
@@ -41,9 +45,10 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._buffer = bytearray()
+        self._question: Message = {}
 
     def send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-        data = json.dumps(message).encode() + b"\n"
+        data = json.dumps({**message, **self._question}).encode() + b"\n"
         if fds:
             sent = socket.send_fds(self.sock, [data], list(fds))
             data = data[sent:]
@@ -54,6 +59,8 @@ class Channel:
         while (message := self.pop()) is None:
             if not self.fill():
                 return None
+        if ID in message:  # the answer carries it
+            self._question = {ID: message.pop(ID)}
         return message
 
     def fill(self) -> bool:
@@ -186,7 +193,7 @@ class _Server:
             pid = message["end"]
             if pid in self.alive:
                 self._signal(pid, signal.SIGCONT)
-                self._signal(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)  # it alone: what it leaves behind is to be seen
                 self.kill_at[pid] = time.monotonic() + message["grace"]
             return
         sock, output = fds
@@ -326,6 +333,7 @@ class Child:
         self.channel = Channel(sock)
         self.output = Output()
         self.output_fd: int | None = output
+        self.asked = 0
         self.ended: ChildEndedError | None = None
 
     def ask(self, message: Mapping[str, Any], timeout: float) -> Message:
@@ -335,18 +343,21 @@ class Child:
 
     def say(self, message: Mapping[str, Any]) -> None:
         """Send, and do not wait."""
+        self.asked += 1
         with contextlib.suppress(OSError):  # that it has ended is told with the answer
-            self.channel.send(message)
+            self.channel.send({**message, ID: self.asked})
 
     def answer(self, timeout: float) -> Message:
         """Wait for the answer to what was said last. Raises `ChildEndedError` or `ChildTimeoutError`."""
         deadline = time.monotonic() + timeout
-        while (answer := self.channel.pop()) is None:
+        while True:
+            while (answer := self.channel.pop()) is not None:
+                if answer.pop(ID, None) == self.asked:
+                    return answer
             if self.ended:
                 raise self.ended
             if not self.server.pump(self, deadline):
                 raise ChildTimeoutError
-        return answer
 
     def pause(self) -> None:
         """Stop it, so that its idle threads do not spin beside a measurement."""
@@ -368,7 +379,7 @@ class Child:
     def leave(self, grace: float = TERM_GRACE_S) -> None:
         """Have the server continue it, terminate it, and kill it after `grace` seconds; does not wait."""
         if not self.ended:
-            self.server.control.send({"end": self.pid, "grace": grace})
+            self.server._tell({"end": self.pid, "grace": grace})
 
     def end(self, grace: float = TERM_GRACE_S) -> ChildEndedError:
         """`leave` it and wait; returns how it ended."""
@@ -402,7 +413,7 @@ class ForkServer:
         self._ready = False
 
     def wait(self) -> None:
-        """Wait until it has imported. Raises RuntimeError where it ended instead."""
+        """Wait until it has imported. Raises `UserError` where it ended instead."""
         if self._ready:
             return
         try:
@@ -413,7 +424,13 @@ class ForkServer:
             raise
         if not self._ready:
             self.close()
-            raise RuntimeError(f"the fork server ended with code {self.process.wait()}")
+            raise self._gone()
+
+    def _gone(self) -> UserError:
+        return UserError(
+            f"the fork server ended with code {self.process.wait()}",
+            hint="an implementation may have ended its parent: leave it out with --without",
+        )
 
     def __enter__(self) -> "ForkServer":
         return self
@@ -430,7 +447,7 @@ class ForkServer:
         self._starting = (ours, read)  # before it is asked for, so that a Ctrl-C in between does no harm
         with theirs:
             try:
-                self.control.send({"entry": entry}, [theirs.fileno(), write])
+                self._tell({"entry": entry}, [theirs.fileno(), write])
             finally:
                 os.close(write)
         while self._starting:
@@ -440,7 +457,13 @@ class ForkServer:
     def owns(self, scratch: str) -> None:
         """Have the server remove the folder `scratch` when it ends, should this process be killed before."""
         self.wait()
-        self.control.send({"scratch": scratch})
+        self._tell({"scratch": scratch})
+
+    def _tell(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        try:
+            self.control.send(message, fds)
+        except OSError:
+            raise self._gone() from None
 
     def pump(self, waiting: Child, deadline: float) -> bool:
         """Move what is there: notices, output of every child, the answer of `waiting`. False at the deadline."""
@@ -474,7 +497,7 @@ class ForkServer:
     def _take_control(self, block: bool) -> None:
         ready = block or select.select([self.control.sock], [], [], 0)[0]
         if ready and not self.control.fill():
-            raise RuntimeError(f"the fork server ended with code {self.process.wait()}")
+            raise self._gone()
         while (message := self.control.pop()) is not None:
             if "started" in message:
                 assert self._starting is not None
@@ -494,6 +517,10 @@ class ForkServer:
     def close(self) -> None:
         """End the server and with it every child."""
         self.control.sock.close()
+        if self._starting:
+            self._starting[0].close()
+            os.close(self._starting[1])
+            self._starting = None
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:

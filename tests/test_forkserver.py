@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from attnbench.errors import UserError
 from attnbench.forkserver import KEEP, ChildEndedError, ChildTimeoutError, ForkServer, running
 
 ENTRIES = Path(__file__).parent / "entries"
@@ -54,7 +55,7 @@ def test_a_paused_child_does_not_answer_until_it_is_resumed(server: ForkServer) 
         with pytest.raises(ChildTimeoutError):
             child.ask({"n": 1}, 0.1)
         child.resume()
-        assert child.ask({"n": 2}, 5)["echo"] == {"n": 1}
+        assert child.ask({"n": 2}, 5)["echo"] == {"n": 2}  # the late answer to the first is let go
 
 
 def test_ending_a_paused_child_works(server: ForkServer) -> None:
@@ -125,3 +126,12 @@ def test_killing_the_runner_leaves_no_process() -> None:
         runner.kill()
         runner.wait()
     assert all(gone(pid) for pid in pids)
+
+
+def test_a_server_that_was_killed_is_named_and_not_waited_for() -> None:
+    with ForkServer(["entries"], env={"PYTHONPATH": str(ENTRIES)}) as server:
+        server.wait()
+        server.process.kill()
+        with pytest.raises(UserError, match="the fork server ended with code -9") as caught:
+            server.start("entries:echo")
+        assert "--without" in str(caught.value.hint)

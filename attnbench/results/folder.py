@@ -53,6 +53,8 @@ def header_json(folder: Path) -> dict[str, Any]:
     """`run.json` as it was written. Raises `ResultsError`."""
     path = folder / HEADER
     if not path.is_file():
+        if not folder.exists():
+            raise ResultsError(f"there is no folder {folder}")
         raise ResultsError(f"{folder} is not the folder of a run: it has no {HEADER}")
     try:
         data = json.loads(read(path))

@@ -72,6 +72,16 @@ def prints_a_lot(problem: Problem, inputs: Inputs) -> Any:
     return good(problem, inputs)
 
 
+def leaves_a_child_in_its_group(problem: Problem, inputs: Inputs) -> Any:
+    subprocess.Popen(["sleep", "60"])
+    return good(problem, inputs)
+
+
+def forks(problem: Problem, inputs: Inputs) -> Any:
+    os.fork()  # from now on two answer
+    return good(problem, inputs)
+
+
 def leaves_a_child(problem: Problem, inputs: Inputs) -> Any:
     subprocess.Popen(["sleep", "600"], start_new_session=True)
     return good(problem, inputs)
@@ -143,6 +153,8 @@ FAULTS = [
     exhausts_memory,
     prints_a_lot,
     leaves_a_child,
+    leaves_a_child_in_its_group,
+    forks,
     mutates_inputs,
     returns_a_view,
     wrong_shape,
