@@ -431,7 +431,7 @@ def test_a_run_without_anything_to_show_has_only_a_summary(runs: Runs) -> None:
 
 
 def test_the_baseline_of_a_run_stands_first_where_it_is_printed_too() -> None:
-    folder = QUICK.parent.parent / "results" / "quick-20261121-082855"
+    folder = QUICK.parent.parent / "results" / "quick-20261121-113454"
     stored, cells = results.load(folder)
     assert display.baseline(stored) == "torch-sdpa"
     assert re.search(r"unit +torch-sdpa +numpy", display.tables_text(cells, None, stored))
