@@ -404,7 +404,7 @@ def test_two_runs_may_not_write_to_one_folder(workshop: Workshop) -> None:
 
 
 REFUSED = [
-    (["nowhere"], "nowhere is not the folder of a run"),
+    (["nowhere"], "there is no folder nowhere"),
     (["whole", "small.yaml"], "--resume goes on with the same suite and choice"),
     (
         ["whole", "--problem", "seqlen=8 heads=1 head_dim=8"],
