@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import io
+import math
 import os
 import resource
 import traceback
@@ -29,6 +30,9 @@ torch.save(torch.zeros(1), io.BytesIO())  # its first call imports, once here in
 _POOLS = ThreadpoolController()  # looks through all loaded libraries
 
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "not enough memory")
+
+_POISON_ELEMENTS = 2**18
+"""Up to 16 copies of a small output, and two of a large one."""
 
 
 class WrongError(Exception):
@@ -201,12 +205,12 @@ class Job:
     def _poison(self) -> None:
         """Leave NaN in memory that an allocator may hand out again: an output never written shows."""
         with self._one_thread():
-            for _ in range(2):
-                held = [
-                    torch.full(shape, float("nan"), dtype=self.inputs.q.dtype, device=self.device)
-                    for shape in self._shapes()
-                ]
-                del held
+            held = [  # several at once, lest a smaller hole serve the next request
+                torch.full(shape, float("nan"), dtype=self.inputs.q.dtype, device=self.device)
+                for shape in self._shapes()
+                for _ in range(max(2, min(16, _POISON_ELEMENTS // max(1, math.prod(shape)))))
+            ]
+            del held
 
     def _bytes(self, outputs: Any) -> int:
         return measure.total_bytes(outputs if isinstance(outputs, tuple | list) else [outputs])
