@@ -61,17 +61,23 @@ class Accuracy:
     yardstick_rms: float
     checked_share: float
     """Share of the output's rows that were compared: 1 unless the context is long."""
+    lse: float | None = None
+    """Largest absolute error of the log-sum-exp of a row's scores, where the implementation offers it."""
+    deterministic: str = ""
+    """`yes` where repeated calls on the same inputs gave the same bits, `no` where not, empty where not tried."""
+    batch_invariant: str = ""
+    """`yes` where a member of the batch has the same bits when it is computed alone, likewise."""
 
 
 def worst(several: Iterable[Accuracy]) -> Accuracy:
     """Every error at its largest, cosine and share at their smallest; the yardstick's likewise."""
-    found, least = list(several), ("cosine", "checked_share")
-    return Accuracy(
-        **{
-            name: (min if name in least else max)(getattr(accuracy, name) for accuracy in found)
-            for name in Accuracy.__dataclass_fields__
-        }
-    )
+    found, least = list(several), ("cosine", "checked_share", "deterministic", "batch_invariant")
+    merged = {}
+    for name in Accuracy.__dataclass_fields__:
+        known = [value for accuracy in found if (value := getattr(accuracy, name)) not in (None, "")]
+        if known:
+            merged[name] = (min if name in least else max)(known)  # `no` comes before `yes`
+    return Accuracy(**merged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,24 @@ class Timing:
     """Host's time to launch one call, median of the blocks; None where calls do not go through a queue."""
     end_to_end_s: float | None = None
     """One call on an idle device, from before it to its end by the host's clock; likewise."""
+    grade: str = ""
+    """How quiet the measurement was: `A`, `B` or `C`; see `noise.grade`."""
+    noise: str = ""
+    """Why the grade is not `A`, with advice, in words."""
+    drift: float | None = None
+    """Relative change from the first third of the rounds to the last."""
+    cache_method: str = ""
+    """How the cache was emptied: `rotation`, `flush`; `exceeds cache` where one call's tensors do not fit into it."""
+    floor_s: float | None = None
+    """Least time that the device's measured peaks allow, where they are known."""
+    sm_clock_hz: float | None = None
+    """On CUDA, as NVML reports it, median of the blocks; so the three below."""
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle: str = ""
+    """Reasons for which the device lowered its clock during a block, joined by `+`."""
+    energy_j: float | None = None
+    """Joules of one call, where NVML counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +155,12 @@ class Block:
     """Indices of samples during which the system took the processor away (or the clock was unsound)."""
     host_enqueue_s: float | None = None
     end_to_end_s: float | None = None
+    sm_clock_hz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle: str = ""
+    energy_j: float | None = None
+    """Of one call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +234,9 @@ def result_to_json(result: Result) -> dict[str, Any]:
     """A dict for the journal; empty parts are left out."""
 
     def known(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {key: value for key, value in pairs if value not in (None, ())}
+        return {key: value for key, value in pairs if value not in (None, (), "")}
 
-    whole = dataclasses.asdict(result, dict_factory=known)
-    return {key: value for key, value in whole.items() if value != ""}
+    return dataclasses.asdict(result, dict_factory=known)
 
 
 def result_from_json(data: Mapping[str, Any]) -> Result:
@@ -218,7 +247,9 @@ def result_from_json(data: Mapping[str, Any]) -> Result:
         status=Status(data["status"]),
         reason=data.get("reason", ""),
         accuracy=Accuracy(**accuracy) if accuracy else None,
-        timing=Timing(**{"ci95_low_s": None, "ci95_high_s": None, **timing}) if timing else None,
+        timing=Timing(**{"ci95_low_s": None, "ci95_high_s": None, "stop_reason": "", **timing})
+        if timing
+        else None,
         memory=Memory(**memory) if memory else None,
         blocks=tuple(
             Block(**{**b, "seconds": tuple(b["seconds"]), "flagged": tuple(b.get("flagged", ()))})

@@ -109,7 +109,9 @@ def test_columns_keep_their_order_and_new_ones_come_last() -> None:
         "mad_s n n_flagged rounds launches inner stop_reason setup_s first_call_s flops least_bytes flops_per_s "
         "bytes_per_s input_bytes output_bytes workspace_bytes memory_method err_row err_rms err_max cosine "
         "yardstick_row yardstick_rms checked_share kernel repro "
-        "host_enqueue_s end_to_end_s device_delta_bytes"
+        "host_enqueue_s end_to_end_s device_delta_bytes "
+        "grade noise drift cache_method floor_s sm_clock_hz power_w temperature_c throttle energy_j "
+        "err_lse deterministic batch_invariant"
     )
 
 
@@ -302,14 +304,17 @@ def test_old_schemas_are_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
     assert steps == [(n, what) for what in ("header", "row", "result") for n in (now, now + 1)]
 
 
-def test_a_run_of_schema_1_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("schema", "later"), [(1, {**files._SINCE_2, **files._SINCE_3}), (2, files._SINCE_3)], ids=["1", "2"]
+)
+def test_a_run_of_an_old_schema_is_read(tmp_path: Path, schema: int, later: dict[str, str]) -> None:
     path = written(tmp_path, ok())
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    old = [name for name in rows[0] if name not in files._SINCE_2]
+    old = [name for name in rows[0] if name not in later]
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, old, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(row | {"schema": 1} for row in rows)
+        writer.writerows(row | {"schema": schema} for row in rows)
     (found,) = results.read_results(path)[1]
     assert found == dataclasses.replace(ok(), blocks=())
 

@@ -31,7 +31,7 @@ device           | text    |        | `cpu` or `cuda:N`
 device_name      | text    |        | the device's model
 threads          | integer |        | CPU threads that the implementation may use
 cache            | text    |        | `warm`: caches as the previous call left them; `cold`: inputs not in the cache
-clock            | text    |        | `wall`: the host's clock; `events`: CUDA events
+clock            | text    |        | `wall`: the host's clock; `events`: CUDA events; `graph`: a CUDA graph of several calls
 preset           | text    |        | `quick`, `default` or `gate`: how long each cell is measured
 protocol_version | integer |        | numbers of different protocols may not be compared
 seed             | integer |        | of the inputs and of the order of measuring
@@ -86,6 +86,19 @@ repro            | text    |        | a command that runs just this row again
 host_enqueue_s   | number  | s      | CUDA: the host's time to launch one call
 end_to_end_s     | number  | s      | CUDA: one call on an idle device, from before it to its end, by the host's clock
 device_delta_bytes | integer | B      | CUDA: by how much the device's free memory fell over the call, whoever took it
+grade            | text    |        | how quiet the measurement was: `A`, `B` or `C`
+noise            | text    |        | why the grade is not `A`, with advice
+drift            | number  |        | relative change of the time from the first third of the rounds to the last
+cache_method     | text    |        | how the cache was emptied: `rotation` of copies, `flush`; `exceeds cache` where one call's tensors do not fit into it
+floor_s          | number  | s      | least time that the device's measured peaks allow, where `attnbench peaks` knows them
+sm_clock_hz      | number  | Hz     | CUDA: clock of the multiprocessors, median of the blocks
+power_w          | number  | W      | CUDA: power, median of the blocks
+temperature_c    | number  | °C     | CUDA: temperature, median of the blocks
+throttle         | text    |        | CUDA: reasons for which the device lowered its clock, joined by `+`
+energy_j         | number  | J      | CUDA: energy of one call, where NVML counts it
+err_lse          | number  |        | largest absolute error of the log-sum-exp, where the implementation offers it
+deterministic    | text    |        | whether repeated calls on the same inputs gave the same bits: `yes`, `no`, or empty
+batch_invariant  | text    |        | whether a member of the batch has the same bits when it is computed alone, likewise
 """)
 KINDS = {column.name: column.kind for column in COLUMNS}
 

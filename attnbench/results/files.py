@@ -8,17 +8,29 @@ from typing import Any
 
 from attnbench.errors import ResultsError
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised with every change of the columns, the journal or the header."""
 
 _SINCE_2 = dict.fromkeys(("host_enqueue_s", "end_to_end_s", "device_delta_bytes"), "")
+
+_SINCE_3 = dict.fromkeys(
+    (
+        *("grade", "noise", "drift", "cache_method", "floor_s", "sm_clock_hz", "power_w", "temperature_c"),
+        *("throttle", "energy_j", "err_lse", "deterministic", "batch_invariant"),
+    ),
+    "",
+)
 
 
 def _from_1(what: str, data: dict[str, Any]) -> dict[str, Any]:
     return {**data, **_SINCE_2} if what == "row" else data
 
 
-UPGRADES: Mapping[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+def _from_2(what: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, **_SINCE_3} if what == "row" else data
+
+
+UPGRADES: Mapping[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 """Schema n -> what makes a `header`, `row` (texts) or `result` (JSON) of schema n + 1 out of one of schema n."""
 
 HEADER, JOURNAL, CSV = "run.json", "journal.jsonl", "results.csv"

@@ -56,7 +56,7 @@ def _part(kind: type[Any], value: Any, names: Mapping[str, str]) -> dict[str, ob
     return {names.get(name, name): getattr(value, name, None) for name in fields}
 
 
-_ACCURACY = {"row": "err_row", "rms": "err_rms", "max": "err_max"}
+_ACCURACY = {"row": "err_row", "rms": "err_rms", "max": "err_max", "lse": "err_lse"}
 _MEMORY = {"method": "memory_method"}
 
 
