@@ -59,6 +59,8 @@ class Taken:
     """On a device with a queue: the host's time to launch one call, median of the samples."""
     end_to_end_s: float | None = None
     """Likewise: from before one call on an idle device to its end, by the host's clock; median of a few."""
+    waited_s: float | None = None
+    """What this process's threads waited for a processor meanwhile, over all of them."""
 
 
 class Clock(Protocol):

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import socket
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -113,6 +114,28 @@ def available_memory(root: Path = _ROOT) -> int:
     if free is None:
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(0, min([free, *(limit - used for limit, used in _memory_limits(root))]))
+
+
+def waited_s(root: Path = _ROOT) -> float | None:
+    """Seconds that the threads of this process have waited for a processor while they could have run."""
+    try:
+        stats = [path.read_text().split() for path in (root / "proc/self/task").glob("*/schedstat")]
+        return sum(int(stat[1]) for stat in stats) * 1e-9
+    except (OSError, IndexError, ValueError):  # a kernel without it, or a thread that has just ended
+        return None
+
+
+def running(root: Path = _ROOT) -> int | None:
+    """Threads of the machine that run or wait for a processor all the while, but for the one that asks.
+
+    The least of three counts over a millisecond: a process that has just been stopped is still counted at first.
+    """
+    counts = []
+    for pause in (0.0, 2e-4, 8e-4):
+        time.sleep(pause)
+        match = re.search(r" (\d+)/\d+ ", _read(root / "proc/loadavg") or "")
+        counts += [int(match[1]) - 1] if match else []
+    return min(counts, default=None)
 
 
 def source_hash(*paths: Path) -> str:

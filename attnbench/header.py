@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ def make(
 ) -> Run:
     """The header of a run that is about to begin. It names no host, no user and no absolute path."""
     facts = environment.describe()
+    facts["openmp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY", "not set: waiting threads spin")
     facts["torch_build"] = dict(torch_facts)
     facts["plugins"] = {p.owner.plugin: told for p in registry.plugins if (told := dict(p.environment()))}
     names = {str(d): d.name or str(facts["cpu"]["model"] if d.kind == "cpu" else "") for d in plan.devices}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnbench import estimates
+from attnbench import estimates, noise
 from attnbench.clocks import SLOW, Pace, Taken, pace
 from attnbench.implementation import Prepared
 from attnbench.records import Block, Memory, Timing
@@ -60,8 +60,8 @@ class Course:
     def pace(self) -> Pace:
         return pace(self.call_s, self.budget_s / self.launches)
 
-    def add(self, taken: Taken, elapsed_s: float, round_: int) -> None:
-        """Take in a block that the parent saw last `elapsed_s` seconds.
+    def add(self, taken: Taken, elapsed_s: float, round_: int, running: int | None = None) -> None:
+        """Take in a block that the parent saw last `elapsed_s` seconds, beside `running` other processes.
 
         The canary's second call, from which the pace is chosen, may be many times slower than the others. Where
         the first block, or one without a warm-up, shows this, the blocks so far were too short and do not count.
@@ -75,6 +75,9 @@ class Course:
                 flagged=taken.flagged,
                 host_enqueue_s=taken.host_enqueue_s,
                 end_to_end_s=taken.end_to_end_s,
+                waited_s=taken.waited_s,
+                busy_s=taken.busy_s,
+                running=running,
             )
         )
         self.spent_s += elapsed_s
@@ -90,9 +93,8 @@ class Course:
 
     @property
     def counted(self) -> list[Block]:
-        """The blocks that count: those with no sound sample only where too few others are left."""
-        clean = [b for b in self.blocks if len(b.flagged) < len(b.seconds)]
-        return clean if len(clean) >= LEAST_ROUNDS else self.blocks
+        """The blocks that count."""
+        return noise.counted(self.blocks)
 
     @property
     def values(self) -> list[list[float]]:
@@ -147,9 +149,14 @@ class Course:
         return f"a call ends after {end:.3g} s, of which launch and events account for {known:.3g} s"
 
     def timing(self, setup_s: float, first_call_s: float) -> Timing:
-        """The statistics of all blocks."""
+        """The statistics of the blocks that count."""
+        counted = self.counted
         found = estimates.location(self.values)
-        samples = [s for b in self.counted for s in estimates.sound(b.seconds, b.flagged)]
+        drift = noise.drift([estimates.block_value(b.seconds, b.flagged) for b in counted])
+        n = sum(len(b.seconds) for b in self.blocks)
+        n_flagged = n - sum(len(b.seconds) - len(b.flagged) for b in counted)
+        grade, why = noise.grade(self._signs(found, drift, n_flagged / n))
+        samples = [s for b in counted for s in estimates.sound(b.seconds, b.flagged)]
         return Timing(
             median_s=found.location,
             ci95_low_s=found.low,
@@ -158,8 +165,8 @@ class Course:
             p80_s=estimates.percentile(samples, 80),
             min_s=min(samples),
             mad_s=estimates.mad(samples),
-            n=sum(len(b.seconds) for b in self.blocks),
-            n_flagged=sum(len(b.flagged) for b in self.blocks),
+            n=n,
+            n_flagged=n_flagged,
             rounds=len(self.blocks),
             launches=self.launch + 1,
             inner=self.inner,
@@ -168,6 +175,19 @@ class Course:
             first_call_s=first_call_s,
             host_enqueue_s=_median([b.host_enqueue_s for b in self.blocks]),
             end_to_end_s=_median([b.end_to_end_s for b in self.blocks]),
+            grade=grade,
+            noise=why,
+            drift=drift,
+        )
+
+    def _signs(self, found: estimates.Interval, drift: float | None, flagged: float) -> noise.Signs:
+        running = [block.running for block in self.blocks if block.running is not None]
+        return noise.Signs(
+            spread=estimates.half_width(found),
+            drift=drift,
+            waited=_median([noise.waited(block) for block in self.counted]),
+            running=statistics.fmean(running) if running else None,
+            flagged=flagged,
         )
 
 

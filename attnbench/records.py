@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised whenever a number of one version may not be compared with one of another."""
 
 
@@ -96,6 +96,7 @@ class Timing:
     n: int
     """Samples taken, flagged ones included."""
     n_flagged: int
+    """Samples that do not count, because the system took a processor away meanwhile."""
     rounds: int
     launches: int
     inner: int
@@ -161,6 +162,12 @@ class Block:
     throttle: str = ""
     energy_j: float | None = None
     """Of one call."""
+    waited_s: float | None = None
+    """What the process's threads waited for a processor, over all of them, warm-up included."""
+    busy_s: float | None = None
+    """How long the block was, warm-up included."""
+    running: int | None = None
+    """Other processes that were running just before."""
 
 
 @dataclass(frozen=True, kw_only=True)

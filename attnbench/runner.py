@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attnbench import environment
 from attnbench.clocks import Taken
-from attnbench.environment import available_memory
 from attnbench.forkserver import Child, ChildEndedError, ChildTimeoutError, ForkServer, running
 from attnbench.implementation import Device
 from attnbench.measure import Course
@@ -137,7 +137,9 @@ class Runner:
         self._left = sum(job.cell.key not in self.done for job in self.plan.jobs)
         self._seconds_a_job = self.plan.seconds / max(len(self.plan.jobs), 1)
         self._random = random.Random(self.seed)
-        self._memory = self.suite.measure.memory_bytes or int(SHARE_OF_MEMORY * available_memory())
+        self._memory = self.suite.measure.memory_bytes or int(
+            SHARE_OF_MEMORY * environment.available_memory()
+        )
         self._scratch = ""
 
     # ------------------------------------------------------------ the whole
@@ -419,6 +421,7 @@ class Runner:
         pace = course.pace
         warm = pace.warm or int(len(course.blocks) == course.first)  # a process's first call is never timed
         request = {"inner": pace.inner, "samples": pace.samples * times, "warm": warm}
+        running = environment.running()  # all jobs are stopped now
         child.resume()
         start = time.perf_counter()
         answer = self._ask(child, {"op": "block", "pace": request}, "while it was timed")
@@ -427,7 +430,7 @@ class Runner:
         taken = Taken(**{**answer, "seconds": tuple(answer["seconds"]), "flagged": tuple(answer["flagged"])})
         if min(taken.seconds) <= 0:
             raise _EndError(Status.IMPOSSIBLE, "the job's clock stood still while it was timed")
-        course.add(taken, elapsed, round_)
+        course.add(taken, elapsed, round_, running)
 
     def _check(self, candidate: Candidate, judge: "_Judge") -> None:
         """Judge an output that the timer saw, and one for new values in the same storage."""

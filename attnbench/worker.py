@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-from attnbench import clocks, inputs, measure, plugins, verify
+from attnbench import clocks, environment, inputs, measure, plugins, verify
 from attnbench.forkserver import Channel
 from attnbench.implementation import Implementation, Inputs, Prepared
 from attnbench.problem import Direction, Problem
@@ -177,9 +177,12 @@ class Job:
     def block(self, message: Mapping[str, Any]) -> Answer:
         """Take one block."""
         self.last = None
+        before = environment.waited_s()
         taken = self.clock.take(self.prepared.step, clocks.Pace(**message["pace"]))
+        after = environment.waited_s()
         self.last = taken.last
-        return dataclasses.asdict(dataclasses.replace(taken, last=None))
+        waited = None if before is None or after is None else max(0.0, after - before)
+        return dataclasses.asdict(dataclasses.replace(taken, last=None, waited_s=waited))
 
     def check(self, message: Mapping[str, Any]) -> Answer:
         """Hand over the output that the last sample returned, and one for new values in the same storage."""
@@ -258,8 +261,6 @@ class Job:
 
 def probe(channel: Channel) -> None:
     """Answer one message with the CUDA devices of this machine and facts about torch's build."""
-    from attnbench.environment import torch_facts
-
     channel.receive()
     found, reason = [], ""
     try:
@@ -281,4 +282,4 @@ def probe(channel: Channel) -> None:
                 )
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-    channel.send({"devices": found, "reason": reason, "torch": torch_facts()})
+    channel.send({"devices": found, "reason": reason, "torch": environment.torch_facts()})

@@ -18,6 +18,7 @@ from attnbench import (
     hookspecs,
     implementation,
     models,
+    noise,
     plan,
     plugins,
     results,
@@ -260,6 +261,11 @@ def test_constants_are_those_of_the_code() -> None:
         actual = getattr(importlib.import_module(f"attnbench.{module}"), constant)
         said = units.parse_seconds(value) if constant.endswith("_S") else float(value)
         assert said == pytest.approx(actual, rel=1e-12), name
+
+
+def test_the_limits_of_grades_are_those_of_the_code() -> None:
+    found = {name: (float(a), float(b)) for name, a, b, _ in rows("docs/measuring.md", "sign")}
+    assert found == noise.LIMITS
 
 
 def test_factors_are_those_of_the_code() -> None:

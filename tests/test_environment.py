@@ -335,3 +335,20 @@ def test_scrubbing_works_where_the_working_directory_is_gone(
     gone.rmdir()
 
     assert scrub("plain") == "plain"
+
+
+def test_waiting_is_summed_over_the_threads(tmp_path: Path) -> None:
+    for thread, nanoseconds in (("1", 2_000_000), ("2", 500_000)):
+        folder = tmp_path / "proc/self/task" / thread
+        folder.mkdir(parents=True)
+        (folder / "schedstat").write_text(f"77 {nanoseconds} 3\n")
+    assert environment.waited_s(tmp_path) == pytest.approx(2.5e-3)
+    (tmp_path / "proc/self/task/2/schedstat").write_text("0\n")
+    assert environment.waited_s(tmp_path) is None
+
+
+def test_what_runs_beside_us_is_counted_without_ourselves(tmp_path: Path) -> None:
+    assert environment.running(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/loadavg").write_text("0.50 0.60 0.70 5/321 4242\n")
+    assert environment.running(tmp_path) == 4

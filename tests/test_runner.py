@@ -426,8 +426,8 @@ def test_a_busy_machine_makes_no_job_impossible(
 ) -> None:
     whole = Course.add
 
-    def late(self: Course, taken: Taken, elapsed_s: float, round_: int) -> None:
-        whole(self, taken, elapsed_s + 0.02 * (len(self.blocks) < late_blocks), round_)
+    def late(self: Course, taken: Taken, elapsed_s: float, round_: int, running: int | None) -> None:
+        whole(self, taken, elapsed_s + 0.02 * (len(self.blocks) < late_blocks), round_, running)
 
     monkeypatch.setattr(Course, "add", late)
     monkeypatch.setattr(Course, "enough", lambda self, hurry: len(self.blocks) >= 3)

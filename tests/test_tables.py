@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -795,3 +796,33 @@ def test_a_summary_of_many_findings_is_cut_and_says_so() -> None:
     text = tables.summary(rows)
     assert text.endswith("and 10 more: see the column `reason` of results.csv")
     assert max(map(len, text.splitlines())) < 400
+
+
+# ---------------------------------------------------------------- noise
+
+
+def graded(result: Result, grade: str, why: str = "") -> Result:
+    assert result.timing
+    return replace(result, timing=replace(result.timing, grade=grade, noise=why))
+
+
+def test_a_noisy_time_says_so_and_does_not_win_for_certain() -> None:
+    rows = [graded(ok(1e-3), "C", "others ran"), graded(ok(2e-3, implementation="b"), "B", "a drift")]
+    shown = tables.text(tables.timing(rows))
+    assert "?1.00 ±1.0% C" in shown
+    assert "2.00 ±1.0%\n" in shown
+    assert "C: a noisy measurement" in shown
+    assert "C" not in tables.text(tables.timing([graded(row, "B") for row in rows])).split("head_dim")[1]
+
+
+def test_a_noisy_time_does_not_mark_its_memory() -> None:
+    assert " C" not in tables.text(tables.memory([graded(ok(1e-3), "C", "others ran")]))
+
+
+def test_the_summary_counts_grades_and_tells_what_to_do_about_the_worst() -> None:
+    rows = [graded(ok(1e-3), "A"), graded(ok(2e-3, implementation="b"), "C", "others ran: close them")]
+    assert (
+        tables.summary(rows).splitlines()[1]
+        == f"noise: 1 A, 1 C; the worst (b: {problem()}): others ran: close them"
+    )
+    assert tables.summary(rows[:1]) == "1 cell: 1 ok"

@@ -97,7 +97,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--time-budget", metavar="TIME", help="start no further job after 90s, 10m, 1h; the rest is `not run`"
     )
-    run.add_argument("--strict", action="store_true", help="exit 1 for out of memory and timed out too")
+    run.add_argument(
+        "--strict", action="store_true", help="exit 1 for out of memory, timed out and noisy too"
+    )
     run.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
     plan = verbs.add_parser("plan", help="show what a run would do, without touching a device")

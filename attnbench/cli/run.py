@@ -12,9 +12,10 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from attnbench import header, plan, results, runner, tables, units
+from attnbench import header, lock, plan, results, runner, tables, units
 from attnbench.cli import INTERRUPTED, choose, display, parser
 from attnbench.errors import ResultsError, UserError
+from attnbench.noise import GRADES
 from attnbench.records import Result, Run, Status
 
 BAD = (Status.WRONG, Status.IMPOSSIBLE, Status.FAILED, Status.CRASHED)
@@ -54,6 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
         wanted = plan.resolve(suite.devices, devices)
         missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
+        stack.enter_context(lock.held([str(device) for device in wanted], _say_that_it_waits))
         seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
         head = header.make(
             schema=results.SCHEMA,
@@ -107,6 +109,10 @@ def main(arguments: argparse.Namespace) -> int:
     if job.stopped == "interrupted":
         return INTERRUPTED
     return _code(rows, arguments.strict)
+
+
+def _say_that_it_waits(device: str) -> None:
+    print(f"waiting for another run of attnbench on {device} to end", file=sys.stderr, flush=True)
 
 
 def _time_budget(text: str | None) -> float | None:
@@ -188,7 +194,8 @@ def _terminated_is_interrupted() -> Iterator[None]:
 def _code(rows: Sequence[Result], strict: bool) -> int:
     """0 or 1, see `main`. Raises `UserError` where nothing could run."""
     statuses = {row.status for row in rows}
-    if statuses & {*BAD, *(STRICT if strict else ())}:
+    noisy = any(row.timing and row.timing.grade == GRADES[-1] for row in rows)
+    if statuses & {*BAD, *(STRICT if strict else ())} or (strict and noisy):
         return 1
     if statuses <= {Status.UNSUPPORTED, Status.UNAVAILABLE, Status.NOT_RUN} and Status.NOT_RUN in statuses:
         reason = next(row.reason for row in rows if row.status is Status.NOT_RUN)

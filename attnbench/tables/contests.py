@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnbench import estimates
+from attnbench import estimates, noise
 from attnbench.estimates import LEAST_BLOCKS, Interval
+from attnbench.noise import GRADES
 from attnbench.records import Result, Status
 from attnbench.tables.axes import JOB_AXES
 
@@ -16,6 +17,8 @@ LEAST_SHARE = 0.5
 """Of the blocks of either side, to be in pairs: where one went on alone for long, the first rounds of a launch, which
 may be slower, would stand for all."""
 BEST, TIED, UNSURE = "*", "≈", "?"
+NOISY = GRADES[-1]
+"""The grade of a time that is not trusted to win."""
 
 Key = tuple[object, ...]
 
@@ -45,6 +48,11 @@ def uncertainty(interval: Interval) -> str:
     if percent is None:
         return ""
     return " too noisy" if percent > TOO_NOISY else f" ±{percent:.{1 if percent < 9.95 else 0}f}%"
+
+
+def noisy(result: Result) -> bool:
+    """Whether its time has the worst grade."""
+    return result.timing is not None and result.timing.grade == NOISY
 
 
 def paired(result: Result, base: Result) -> Interval | None:
@@ -81,10 +89,10 @@ def combined(result: Result, base: Result) -> Interval:
 
 
 def _values(result: Result) -> dict[tuple[int, int], float]:
-    """Log medians of blocks by launch and round; one with no sound sample counts only where they are few."""
-    clean = [block for block in result.blocks if len(block.flagged) < len(block.seconds)]
-    chosen = clean if len(clean) >= LEAST_BLOCKS else result.blocks
-    return {(b.launch, b.round): estimates.block_value(b.seconds, b.flagged) for b in chosen}
+    """Log medians of the blocks that count by launch and round."""
+    return {
+        (b.launch, b.round): estimates.block_value(b.seconds, b.flagged) for b in noise.counted(result.blocks)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,8 @@ class Standings:
 
 
 def by_time(results: Sequence[Result]) -> Standings:
-    """The least right time of each contest is best, or unsure where its interval is missing or too wide.
+    """The least right time of each contest is best, or unsure where its interval is missing or too wide or its
+    grade is bad.
 
     Others tie with it where the interval of the paired ratio holds 1, or, without the blocks for that, where
     the intervals overlap; a time without an interval is a point then.
@@ -106,7 +115,8 @@ def by_time(results: Sequence[Result]) -> Standings:
     for entered in _contests(results):
         best, *others = sorted(entered, key=lambda pair: pair[0].location)
         percent = half_percent(best[0])
-        marks[best[1].cell.key] = BEST if percent is not None and percent <= TOO_NOISY else UNSURE
+        sure = percent is not None and percent <= TOO_NOISY and not noisy(best[1])
+        marks[best[1].cell.key] = BEST if sure else UNSURE
         for time, result in others:
             ratio = paired(result, best[1])
             if ratio is not None and ratio.low is not None:

@@ -11,6 +11,7 @@ from attnbench.problem import Problem, suggestion
 from attnbench.records import Result, Status
 from attnbench.tables.contests import (
     BEST,
+    NOISY,
     TIED,
     TOO_NOISY,
     UNSURE,
@@ -158,15 +159,20 @@ def _factor(value: float) -> str:
     return f"{value:#.3g}" if 1e-3 <= value < 0.9995 else number(value)
 
 
-def legend(of: Quantity, standings: Standings, shown: Sequence[Interval], bare: bool) -> Iterator[str]:
-    """What marks and the lack of an interval mean, as far as they occur; `bare` where an interval is missing."""
+def legend(
+    of: Quantity, standings: Standings, shown: Sequence[Interval], bare: bool, graded: bool
+) -> Iterator[str]:
+    """What marks and the lack of an interval mean, as far as they occur.
+
+    `bare` where an interval is missing, `graded` where the grade of a time stands beside it.
+    """
     marks = {*standings.marks.values()}
     if not of.timed:
         yield from ["* the least workspace of a right answer"] * (BEST in marks)
         return
     told = [
         (BEST, "the fastest right answer"),
-        (UNSURE, "the least time, but its interval is missing or too wide to call it the fastest"),
+        (UNSURE, "the least time, but too uncertain or noisy to call it the fastest"),
         (TIED, f"cannot be told apart from it: {', or '.join(standings.ways)}"),
     ]
     if BEST in marks:
@@ -176,4 +182,6 @@ def legend(of: Quantity, standings: Standings, shown: Sequence[Interval], bare: 
         yield "no ±: too few blocks for an interval"
     if any(uncertainty(interval) == " too noisy" for interval in shown):
         yield f"too noisy: the interval is wider than ±{TOO_NOISY:g} %"
+    if graded:
+        yield f"{NOISY}: a noisy measurement; the column `noise` says why"
     yield from of.notes()

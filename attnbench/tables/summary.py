@@ -1,8 +1,10 @@
 """What a run came to, in a few lines."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from attnbench.noise import GRADES
 from attnbench.records import Result, Status
 from attnbench.tables.reasons import ANSWERS, Reason, clean, reasons, short, without_absent
 
@@ -14,13 +16,28 @@ def summary(results: Sequence[Result]) -> str:
     """How many cells ended how, then each reason with the number that it has in the tables and whom it befell."""
     ends = Counter(result.status for result in results)
     told = ", ".join(f"{ends[status]} {status}" for status in Status if ends[status])
-    lines = [f"{_cells(len(results))}" + (f": {told}" if told else "")]
+    lines = [f"{_cells(len(results))}" + (f": {told}" if told else ""), *_quiet(results)]
     shown, absent = without_absent(results)
     found = [*reasons(shown).values()]
     lines += [f"[{reason.number}] {reason.note}{_where(reason)}" for reason in found[:MOST]]
     if len(found) > MOST:
         lines.append(f"and {len(found) - MOST} more: see the column `reason` of results.csv")
     return "\n".join([*lines, *(f"no column: {clean(line)}" for line in absent)])
+
+
+def _quiet(results: Sequence[Result]) -> Iterator[str]:
+    """How quiet the measurements were, and what to do about the one with the widest interval of the noisiest."""
+    timed = [(result.timing, result) for result in results if result.timing and result.timing.grade]
+    grades = Counter(timing.grade for timing, _ in timed)
+    worst = max(grades, default=GRADES[0])
+    if worst != GRADES[0]:
+        timing, result = max(
+            (pair for pair in timed if pair[0].grade == worst),
+            key=lambda pair: (pair[0].ci95_high_s or math.inf) / pair[0].median_s,
+        )
+        told = ", ".join(f"{grades[grade]} {grade}" for grade in GRADES if grades[grade])
+        where = f"{clean(result.cell.implementation)}: {short(result.cell.problem, 200)}"
+        yield f"noise: {told}; the worst ({where}): {clean(timing.noise)}"
 
 
 def _cells(count: int) -> str:

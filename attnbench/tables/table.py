@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from attnbench.estimates import Interval
 from attnbench.records import Result, Status
 from attnbench.tables.axes import FOOTPRINT, Label, Layout, layout, said, values_of
-from attnbench.tables.contests import Key, contest, likeliest_baseline, uncertainty
+from attnbench.tables.contests import NOISY, Key, contest, likeliest_baseline, noisy, uncertainty
 from attnbench.tables.quantities import Quantity, legend, quantity
 from attnbench.tables.reasons import kind, reasons, without_absent
 from attnbench.units import bytes_text, fitting_unit
@@ -132,7 +132,7 @@ def table(view: str, results: Sequence[Result], *, by: By = None, baseline: str 
         return Entry(
             status=result.status,
             value=of.text(found.location / size),
-            detail=uncertainty(found),
+            detail=uncertainty(found) + (f" {NOISY}" if of.timed and noisy(result) else ""),
             mark=standings.marks.get(result.cell.key, ""),
             unit=unit,
             beside=bytes_text(result.memory.workspace_bytes) if view == "time" and result.memory else "",
@@ -150,9 +150,10 @@ def table(view: str, results: Sequence[Result], *, by: By = None, baseline: str 
     )
     units = {unit for grid in grids for unit in grid.units.values()}
     pairs = {axis for cell in cells for axis in ("heads", "seqlen", "head_dim") if "/" in cell[axis]}
+    graded = of.timed and any(noisy(r) for r in shown)
     bare = any(r.timing and r.timing.ci95_low_s is None for r in shown)
     lines = (
-        *legend(of, standings, [*numbers.values()], bare),
+        *legend(of, standings, [*numbers.values()], bare, graded),
         "a/b: of queries/of keys and values" if pairs & {"heads", "seqlen"} else "",
         "head_dim a/b: of q and k/of v" if "head_dim" in pairs else "",
     )
