@@ -47,14 +47,24 @@ def compose(text: str, name: str) -> Node | None:
         line = text.count("\n", 0, error.position) + 1
         raise SuiteError(f"{name}:{line}: not text: it holds the character {error.character:#x}") from None
     except yaml.MarkedYAMLError as error:
-        what, hint = error.problem or "this is not YAML", None
-        if r"'\t'" in what:
-            what, hint = "a tab where YAML wants spaces", "indent with spaces"
-        elif error.context == "while scanning an alias" or "undefined alias" in what:
-            what, hint = "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'
-        elif "another document" in what:
-            what, hint = "there is a second document", "write one suite a file, without `---`"
+        told = f"{error.context or ''}: {error.problem or 'this is not YAML'}"
+        what, hint = next((s[1:] for s in _SYNTAX if s[0] in told), (error.problem, None))
         raise SuiteError(f"{place(error.problem_mark)}: {what}", hint=hint) from None
+
+
+_SYNTAX = (
+    (r"'\t'", "a tab where YAML wants spaces", "indent with spaces"),
+    ("scanning an alias", "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'),
+    ("undefined alias", "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'),
+    ("another document", "there is a second document", "write one suite a file, without `---`"),
+    ("flow mapping", "a `{` above is not closed", "close it with `}`, with a comma between two keys"),
+    ("flow sequence", "a `[` above is not closed", "close it with `]`, with a comma between two values"),
+    ("quoted scalar", "a quote above is not closed", "close it on the same line"),
+    ("expected <block end>", "indented unlike the lines above", "keys of one block begin in the same column"),
+    ("mapping values", "a second `: ` in a line", "a text that holds `: ` needs quotes"),
+    ("cannot start any token", "a character that begins no plain text", "put the text in quotes"),
+)
+"""What YAML says, what we say, and a hint."""
 
 
 def place(mark: Any) -> str:
