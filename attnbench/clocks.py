@@ -34,13 +34,16 @@ class Pace:
     """Calls before the first sample."""
 
 
-def pace(call_s: float, budget_s: float) -> Pace:
-    """The pace for a call of `call_s` seconds under a budget per launch (MEASURING: blocks of about 20 ms)."""
+def pace(call_s: float, budget_s: float, rest_s: float = 0.0) -> Pace:
+    """The pace for a call of `call_s` seconds under a budget per launch (MEASURING: blocks of about 20 ms).
+
+    Where something takes `rest_s` before every sample, so that it meets an empty cache, a sample is one call.
+    """
     call_s = max(call_s, 1e-9)
-    inner = math.ceil(SAMPLE_S / call_s) if call_s < SAMPLE_S else 1
+    inner = math.ceil(SAMPLE_S / call_s) if call_s < SAMPLE_S and not rest_s else 1
     if call_s * SLOW > budget_s:
         return Pace(inner=1, samples=1, warm=0)
-    samples = min(max(round(BLOCK_S / (call_s * inner)), 1), BLOCK_SAMPLES)
+    samples = min(max(round(BLOCK_S / (call_s * inner + rest_s)), 1), BLOCK_SAMPLES)
     return Pace(inner=inner, samples=samples, warm=min(WARM_CALLS, max(1, round(WARM_S / call_s))))
 
 
@@ -63,13 +66,20 @@ class Taken:
     """What this process's threads waited for a processor meanwhile, over all of them."""
 
 
+Before = Callable[[], object]
+"""On a device with a queue it only enqueues."""
+
+
+def nothing() -> None: ...
+
+
 class Clock(Protocol):
     """Takes a block of samples of a step."""
 
     name: str
 
-    def take(self, step: Step, pace: Pace) -> Taken:
-        """Warm up, then time `pace.samples` samples of `pace.inner` calls each."""
+    def take(self, step: Step, pace: Pace, before: Before = nothing) -> Taken:
+        """Warm up, then time `pace.samples` samples of `pace.inner` calls each, with `before` ahead of each, untimed."""
 
 
 def _preemptions() -> int:
@@ -81,7 +91,7 @@ class WallClock:
 
     name = "wall"
 
-    def take(self, step: Step, pace: Pace) -> Taken:
+    def take(self, step: Step, pace: Pace, before: Before = nothing) -> Taken:
         begin = perf_counter()
         last = None
         for _ in range(pace.warm):
@@ -89,12 +99,13 @@ class WallClock:
         seconds, flagged, inner = [], [], pace.inner
         repeats = range(inner)
         for index in range(pace.samples):
-            before = _preemptions()
+            before()
+            known = _preemptions()
             start = perf_counter()
             for _ in repeats:
                 last = step()
             end = perf_counter()
-            if _preemptions() != before:
+            if _preemptions() != known:
                 flagged.append(index)
             seconds.append((end - start) / inner)
         return Taken(seconds=tuple(seconds), flagged=tuple(flagged), busy_s=perf_counter() - begin, last=last)
@@ -121,7 +132,7 @@ class CudaEvents:
         self.device = device
         self.fill_s = FILL_S
 
-    def take(self, step: Step, pace: Pace) -> Taken:
+    def take(self, step: Step, pace: Pace, before: Before = nothing) -> Taken:
         cuda = self.torch.cuda
         begin = perf_counter()
         last = None
@@ -131,6 +142,7 @@ class CudaEvents:
         seconds, enqueued, flagged, ends = [], [], [], []
         for index in range(pace.samples):
             first, final = (cuda.Event(enable_timing=True) for _ in range(2))
+            before()
             cuda._sleep(int(self.fill_s * _CYCLES_PER_S))
             first.record()
             start = perf_counter()
@@ -144,6 +156,8 @@ class CudaEvents:
             cuda.synchronize(self.device)  # of the whole device: work on another stream counts too
             seconds.append(first.elapsed_time(final) * 1e-3 / pace.inner)
         for _ in range(END_TO_END_CALLS):
+            before()
+            cuda.synchronize(self.device)
             start = perf_counter()
             last = step()
             cuda.synchronize(self.device)
@@ -167,12 +181,13 @@ class FakeClock:
         self.durations = durations
         self.flag = flag
 
-    def take(self, step: Step, pace: Pace) -> Taken:
+    def take(self, step: Step, pace: Pace, before: Before = nothing) -> Taken:
         last = None
         for _ in range(pace.warm):
             last = step()
         seconds = []
         for _ in range(pace.samples):
+            before()
             for _ in range(pace.inner):
                 last = step()
             seconds.append(next(self.durations))

@@ -1,12 +1,14 @@
 """How much work a problem is: floating-point operations and least bytes moved, counted from the mask."""
 
 from attnbench.problem import (
+    BlockCausal,
     Causal,
     CausalTopLeft,
     Direction,
     Dot,
     Full,
     Mask,
+    PrefixLM,
     Problem,
     Softmax,
     Window,
@@ -56,6 +58,43 @@ def _count(mask: Mask, sq: int, sk: int) -> int:
         i = np.arange(start, min(start + step, sq))[:, None]
         total += int(np.count_nonzero(mask.allowed(i, j, sq, sk)))
     return total
+
+
+_ROWS = 1024
+
+
+def keys_seen(mask: Mask, sq: int, sk: int) -> int:
+    """Keys that some query may attend to; of masks without a formula here, at least so many for over 1024 queries."""
+    if not sq:
+        return 0
+    match mask:
+        case Full() | Causal() | PrefixLM() | BlockCausal():  # the last query sees all
+            return sk
+        case CausalTopLeft():
+            return min(sq, sk)
+        case Window(left=left):  # the windows of queries side by side overlap, up to the last key
+            return sk if left is None else sk - max(0, sk - sq - left)
+    if not mask.by_index:
+        return sk
+    import numpy as np
+
+    seen = np.zeros(sk, dtype=bool)
+    rows = np.unique(np.linspace(0, sq - 1, min(sq, _ROWS)).astype(np.int64))
+    step = max(1, 2**22 // max(sk, 1))
+    for start in range(0, len(rows), step):
+        i = rows[start : start + step, None]
+        seen |= np.broadcast_to(mask.allowed(i, np.arange(sk)[None, :], sq, sk), (len(i), sk)).any(0)
+    return int(np.count_nonzero(seen))
+
+
+def touched_bytes(problem: Problem) -> int:
+    """Bytes of q, k, v and dout that any exact computation reads: of k and v, only keys that some query sees."""
+    part = tensor_bytes(problem)
+    tokens = sum(sk for _, sk in problem.sequences)
+    seen = sum(keys_seen(problem.mask, *shape) for shape in problem.sequences)
+    keys = (part["k"] + part["v"]) * seen // max(tokens, 1)
+    backward = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
+    return part["q"] + keys + part["out"] * backward  # dout is as large as out
 
 
 def flops(problem: Problem) -> float | None:

@@ -108,6 +108,22 @@ def available_cores(root: Path = _ROOT) -> int:
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
+def last_level_cache(threads: int, root: Path = _ROOT) -> int | None:
+    """Bytes of the last-level caches that so many threads can fill at once; None where they cannot be read.
+
+    A core's own are those of the highest level; where this process's cores have several, `threads` of them count.
+    """
+    found: dict[str | None, int] = {}
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    for core in (root / _CPU).glob("cpu[0-9]*"):
+        if allowed is None or int(core.name.removeprefix("cpu")) in allowed:
+            known = [c for c in _caches_of(core) if c["bytes"] and c["level"] and c["type"] != "Instruction"]
+            if known:
+                last = max(known, key=lambda cache: cache["level"])
+                found[last["shared_by"] or core.name] = last["bytes"]
+    return sum(sorted(found.values(), reverse=True)[:threads]) or None
+
+
 def available_memory(root: Path = _ROOT) -> int:
     """Bytes that can be allocated now without swapping, within the control groups' limits."""
     free = _meminfo(root).get("MemAvailable")
@@ -226,8 +242,12 @@ def _cpu(root: Path) -> dict[str, Any]:
 
 def _caches(root: Path) -> list[dict[str, Any]] | None:
     """The first core's caches, from the fastest."""
+    return _caches_of(root / _CPU / "cpu0") or None
+
+
+def _caches_of(core: Path) -> list[dict[str, Any]]:
     found = []
-    for index in sorted((root / _CPU / "cpu0/cache").glob("index*")):
+    for index in sorted((core / "cache").glob("index*")):
         size = re.fullmatch(r"(\d+)([KMG]?)", _read(index / "size") or "")
         found.append(
             {
@@ -237,7 +257,7 @@ def _caches(root: Path) -> list[dict[str, Any]] | None:
                 "shared_by": _read(index / "shared_cpu_list"),
             }
         )
-    return found or None
+    return found
 
 
 def _load(root: Path) -> list[float] | None:

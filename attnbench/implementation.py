@@ -25,6 +25,8 @@ class Device:
     name: str = ""
     memory_bytes: int = 0
     compute_capability: tuple[int, int] | None = None
+    cache_bytes: int | None = None
+    """Of the last-level cache; 0 where it cannot be known, None where nobody has looked."""
 
     def __str__(self) -> str:
         return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
@@ -169,7 +171,8 @@ class Implementation:
     summary: str
     capabilities: Capabilities
     prepare: Callable[[Problem, Inputs], Prepared | Step]
-    """Does all that must not be timed (imports, packing, planning, compiling) and returns the step."""
+    """Does all that must not be timed (imports, packing, planning, compiling) and returns the step. In a process that
+    measures with a cold cache it is called once for each copy of the inputs: what is compiled should be shared."""
     requires: tuple[str, ...] = ()
     """Distributions that must be installed; looked up, not imported. Their versions go into the results."""
     qkv_format: str = "bshd"

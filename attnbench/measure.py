@@ -37,6 +37,8 @@ class Course:
     budget_s: float
     """Over all launches, warm-up included."""
     launches: int
+    rest_s: float = 0.0
+    """Time before every sample, outside it; see `clocks.pace`."""
     width: float = WIDTH
     blocks: list[Block] = field(default_factory=list)
     launch: int = 0
@@ -58,7 +60,7 @@ class Course:
 
     @property
     def pace(self) -> Pace:
-        return pace(self.call_s, self.budget_s / self.launches)
+        return pace(self.call_s, self.budget_s / self.launches, self.rest_s)
 
     def add(self, taken: Taken, elapsed_s: float, round_: int, running: int | None = None) -> None:
         """Take in a block that the parent saw last `elapsed_s` seconds, beside `running` other processes.

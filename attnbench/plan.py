@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, product
 
 from attnbench.costs import flops
 from attnbench.errors import PluginError, SuiteError, UserError
@@ -17,10 +17,13 @@ from attnbench.suites import PRESETS, Suite
 LARGEST = 1_000_000
 """Cells of one plan at the most."""
 
+NO_CACHE = "the size of the last-level cache is not known, so no call can be called cold"
+
 PROCESS_S = {"cpu": 0.1, "cuda": 1.5}
 """Start and end of a process with its inputs and verdict; on CUDA a context is made."""
 ASSUMED_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
-"""Both only for the estimate of a plan's duration."""
+COLD_S = 0.1
+"""To copy and prepare the inputs of a rotation. All three only for the estimate of a plan's duration."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +68,7 @@ class Plan:
             call = (flops(job.problem) or 0.0) / ASSUMED_FLOPS_PER_S[kind]
             total += PROCESS_S[kind] * (1 + self.launches) + max(self.budget_s, 3 * self.launches * call)
             total += (3 + 2 * self.launches) * call  # the canary's calls, and those beside the blocks
+            total += COLD_S * self.launches * (job.cell.cache == "cold")
         return total
 
 
@@ -81,7 +85,7 @@ def resolve(names: Sequence[str], found: Sequence[Device] | None = None) -> tupl
 
 def width(suite: Suite, registry: Registry, only: Sequence[str] = (), without: Sequence[str] = ()) -> int:
     """Cells that each problem of the suite makes. Raises `UserError` where a glob matches nothing."""
-    return len(resolve(suite.devices)) * len(_chosen(suite, registry, only, without))
+    return len(resolve(suite.devices)) * len(_caches(suite)) * len(_chosen(suite, registry, only, without))
 
 
 def make(
@@ -109,7 +113,7 @@ def make(
             f"{_place(suite, 'baseline')}the baseline `{suite.baseline}` is no implementation",
             hint=suggestion(suite.baseline, registry.implementations),
         )
-    count = len(suite.problems) * len(devices) * len(chosen)
+    count = len(suite.problems) * len(devices) * len(_caches(suite)) * len(chosen)
     if count > LARGEST:
         raise UserError(
             f"the plan has {count:,} cells, more than {LARGEST:,}",
@@ -129,16 +133,16 @@ def make(
         for device in devices:
             text = str(device)
             clock = "events" if device.kind == "cuda" and measure.clock == "wall" else measure.clock
-            beyond = unverified or _not_measured(measure.cache, clock, device)
-            for name in chosen:
+            for cache, name in product(_caches(suite), chosen):
                 cell = Cell(
                     problem=problem.text,
                     implementation=name,
                     device=text,
                     threads=threads,
-                    cache=measure.cache,
+                    cache=cache,
                     clock=clock,
                 )
+                beyond = unverified or _not_measured(cache, clock, device)
                 status, reason = None, ""
                 if why := found[name].why_not(problem, device) or beyond:
                     status, reason = Status.UNSUPPORTED, why
@@ -173,10 +177,14 @@ def _place(suite: Suite, key: str, nth: int = 0) -> str:
     return f"{places[nth]}: " if places else ""
 
 
+def _caches(suite: Suite) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(suite.measure.caches))
+
+
 def _not_measured(cache: str, clock: str, device: Device) -> str | None:
     """A reason where no clock can measure a cell of these settings yet."""
-    if cache != "warm":
-        return f"no {cache} cache yet"
+    if cache == "cold" and device.cache_bytes == 0:
+        return NO_CACHE
     if clock != "wall" and device.kind == "cpu":
         return f"no {clock} clock on a cpu"
     return None

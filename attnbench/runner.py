@@ -7,16 +7,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from attnbench import environment
+from attnbench import caches, environment
+from attnbench.caches import Caching
 from attnbench.clocks import Taken
 from attnbench.forkserver import Child, ChildEndedError, ChildTimeoutError, ForkServer, running
 from attnbench.implementation import Device
 from attnbench.measure import Course
-from attnbench.plan import Plan, Planned
+from attnbench.plan import NO_CACHE, Plan, Planned
 from attnbench.plugins import Registry
 from attnbench.problem import Problem
 from attnbench.records import Accuracy, Memory, Result, Status, worst
@@ -73,6 +74,7 @@ class Candidate:
     memory: Memory
     course: Course
     canary: Child
+    caching: Caching = field(default_factory=Caching)
     child: Child | None = None
 
 
@@ -219,14 +221,20 @@ class Runner:
     # ------------------------------------------------------------ one problem
 
     def _problem(self, problem: Problem, device: Device, jobs: Sequence[Planned]) -> Iterator[Result]:
-        candidates = []
+        candidates: list[Candidate] = []
+        known: dict[str, Candidate | _EndError] = {}  # what is right is so whatever the caches hold
         with self._scratch_folder(), self._judge(problem, device) as judge:
             for job in jobs:
                 if self._out_of_time():
                     return
+                name = job.cell.implementation
                 try:
-                    candidates.append(self._admit(job, device, judge))
+                    found = known[name] = known.get(name) or self._admit(job, device, judge)
+                    if isinstance(found, _EndError):
+                        raise found
+                    candidates.append(self._candidate(found, job, device))
                 except _EndError as end:
+                    known.setdefault(name, end)
                     yield self._row(job, end)
             try:
                 yield from self._timed(candidates, device, judge)
@@ -320,10 +328,32 @@ class Runner:
             memory = Memory(**self._answer(canary, "while its memory was measured"))
         finally:
             canary.leave()
-        course = Course(call_s=answer["call_s"], budget_s=self.plan.budget_s, launches=self.plan.launches)
+        course = self._course(answer["call_s"])
         return Candidate(
             planned=job, answer=answer, accuracy=accuracy, memory=memory, course=course, canary=canary
         )
+
+    def _course(self, call_s: float) -> Course:
+        return Course(call_s=call_s, budget_s=self.plan.budget_s, launches=self.plan.launches)
+
+    def _candidate(self, admitted: Candidate, job: Planned, device: Device) -> Candidate:
+        """A course of its own for one mode of the cache. Raises `_EndError` where it cannot be had."""
+        memory, size = admitted.memory, device.cache_bytes
+        course = self._course(admitted.answer["call_s"])
+        if job.cell.cache == "cold":
+            if not size:
+                raise _EndError(Status.UNSUPPORTED, NO_CACHE)
+            caching = caches.cold(
+                job.problem,
+                memory,
+                cache_bytes=size,
+                limit=self._limit(device),
+                call_s=course.call_s,
+                budget_s=course.budget_s / course.launches,
+            )
+        else:
+            caching = caches.warm(job.problem, memory, size)
+        return replace(admitted, planned=job, course=course, caching=caching)
 
     def _gone(self, canary: Child) -> None:
         """Wait for its end; what it leaves behind is a failure."""
@@ -337,32 +367,47 @@ class Runner:
     def _cohorts(self, candidates: Sequence[Candidate], limit: int) -> list[list[Candidate]]:
         """Groups whose memory fits together within `limit` bytes.
 
-        Each holds the baseline, so that ratios can be paired; what does not fit beside it stands alone.
+        Each holds the baseline of each mode of the cache, so that ratios can be paired; what does not fit beside
+        them stands alone.
         """
         if not candidates:
             return []
-        baseline = next(
-            (c for c in candidates if c.planned.cell.implementation == self.plan.baseline), candidates[0]
-        )
+        modes: dict[str, list[Candidate]] = {}
+        for candidate in candidates:
+            modes.setdefault(candidate.planned.cell.cache, []).append(candidate)
+        baselines = [
+            next((c for c in of if c.planned.cell.implementation == self.plan.baseline), of[0])
+            for of in modes.values()
+        ]
 
-        def need(candidate: Candidate) -> int:
-            part = candidate.memory
-            context = 0 if candidate.planned.cell.device == "cpu" else CONTEXT_BYTES
-            return part.input_bytes + part.output_bytes + part.workspace_bytes + context
+        def need(*several: Candidate) -> int:
+            context = 0 if baselines[0].planned.cell.device == "cpu" else CONTEXT_BYTES
+            return sum(
+                c.memory.input_bytes
+                + c.memory.output_bytes
+                + c.memory.workspace_bytes
+                + c.caching.bytes
+                + context
+                for c in several
+            )
 
-        cohorts, alone = [[baseline]], []
-        for candidate in (c for c in candidates if c is not baseline):
-            if need(baseline) + need(candidate) > limit:
+        if len(modes) > 1 and need(*baselines) > limit:
+            return [cohort for of in modes.values() for cohort in self._cohorts(of, limit)]
+        cohorts, alone = [[*baselines]], []
+        for candidate in candidates:
+            if candidate in baselines:
+                continue
+            if need(*baselines, candidate) > limit:
                 alone.append([candidate])
                 continue
-            if sum(map(need, [*cohorts[-1], candidate])) > limit:
-                cohorts.append([baseline])
+            if need(*cohorts[-1], candidate) > limit:
+                cohorts.append([*baselines])
             cohorts[-1].append(candidate)
         return cohorts + alone
 
     def _timed(self, candidates: list[Candidate], device: Device, judge: "_Judge") -> Iterator[Result]:
         cohorts = self._cohorts(candidates, self._limit(device))
-        ended: dict[str, _EndError] = {}
+        ended: dict[Key, _EndError] = {}
         for candidate in candidates:
             with self._catch(candidate, [], ended):
                 self._gone(candidate.canary)
@@ -371,7 +416,7 @@ class Runner:
             if launch and self._out_of_time():
                 break
             for cohort in cohorts:
-                racing = [c for c in cohort if c.planned.cell.implementation not in ended]
+                racing = [c for c in cohort if c.planned.cell.key not in ended]
                 self._random.shuffle(racing)
                 for candidate in list(racing):
                     candidate.course.begin(launch)
@@ -387,22 +432,22 @@ class Runner:
                                 active.remove(candidate)
                     round_ += 1
                 for candidate in racing:
-                    if candidate.planned.cell.implementation not in ended:
+                    if candidate.planned.cell.key not in ended:
                         with self._catch(candidate, [], ended):
                             self._check(candidate, judge)
         for candidate in candidates:
             job = candidate.planned
-            end = ended.get(job.cell.implementation)
+            end = ended.get(job.cell.key)
             yield self._row(job, end, candidate) if end else self._finished(candidate)
 
     @contextlib.contextmanager
     def _catch(
-        self, candidate: Candidate, racing: list[Candidate], ended: dict[str, _EndError]
+        self, candidate: Candidate, racing: list[Candidate], ended: dict[Key, _EndError]
     ) -> Iterator[None]:
         try:
             yield
         except _EndError as end:
-            ended[candidate.planned.cell.implementation] = end
+            ended[candidate.planned.cell.key] = end
             self._dismiss(candidate)
             if candidate in racing:
                 racing.remove(candidate)
@@ -411,8 +456,17 @@ class Runner:
         job = candidate.planned
         self._say(f"timing {job.cell.implementation} on {job.cell.problem}")
         candidate.child = self.server.start(WORKER)
-        self._ask(candidate.child, self._message("ready", job, device), "before it was timed")
+        caching = candidate.caching
+        answer = self._ask(
+            candidate.child,
+            self._message("ready", job, device)
+            | {"copies": caching.copies, "flush_bytes": caching.flush_bytes},
+            "before it was timed",
+        )
         candidate.child.pause()
+        if answer["input_bytes"] < caching.copies * candidate.memory.input_bytes:
+            raise _EndError(Status.FAILED, "the copies of its inputs share memory, so its cache is not cold")
+        candidate.course.rest_s = answer["rest_s"]
 
     def _block(self, candidate: Candidate, round_: int, times: int = 1) -> None:
         """Take one block, `times` as long as usual."""
@@ -459,7 +513,10 @@ class Runner:
             cell=candidate.planned.cell,
             status=Status.OK,
             accuracy=candidate.accuracy,
-            timing=candidate.course.timing(answer["setup_s"], answer["first_call_s"]),
+            timing=replace(
+                candidate.course.timing(answer["setup_s"], answer["first_call_s"]),
+                cache_method=candidate.caching.method,
+            ),
             memory=candidate.memory,
             blocks=tuple(candidate.course.blocks),
             kernel=answer["kernel"],

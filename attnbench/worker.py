@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-from attnbench import clocks, environment, inputs, measure, plugins, verify
+from attnbench import caches, clocks, environment, inputs, measure, plugins, verify
 from attnbench.forkserver import Channel
-from attnbench.implementation import Implementation, Inputs, Prepared
+from attnbench.implementation import Implementation, Inputs, Prepared, Step
 from attnbench.problem import Direction, Problem
 from attnbench.records import Status
 
@@ -96,6 +96,7 @@ class Job:
         )
         self.prepared: Prepared
         self.clock = clocks.clock(message["clock"], self.device)
+        self.before: clocks.Before = clocks.nothing
         self.last: Any = None
 
     def _confine(self, memory_bytes: int, threads: int) -> None:
@@ -118,11 +119,13 @@ class Job:
     def _prepare(self) -> float:
         torch.set_num_threads(self.threads)
         start = perf_counter()
-        prepared = self.implementation.prepare(self.problem, self.inputs)
+        self.prepared = self._prepared_for(self.inputs)
         self._synchronize()
-        seconds = perf_counter() - start
-        self.prepared = prepared if isinstance(prepared, Prepared) else Prepared(step=prepared)
-        return seconds
+        return perf_counter() - start
+
+    def _prepared_for(self, given: Inputs) -> Prepared:
+        prepared = self.implementation.prepare(self.problem, given)
+        return prepared if isinstance(prepared, Prepared) else Prepared(step=prepared)
 
     @contextlib.contextmanager
     def _one_thread(self) -> Iterator[None]:
@@ -163,22 +166,39 @@ class Job:
     def memory(self, message: Mapping[str, Any]) -> Answer:
         """Measure the memory of one call after the canary's; calls are slow from then on."""
         measure.return_memory_eagerly()
-        held = measure.total_bytes([self.inputs.q, self.inputs.k, self.inputs.v, self.inputs.dout])
+        held = measure.total_bytes(_tensors(self.inputs))
         return dataclasses.asdict(measure.memory(self.prepared, self.device, held, self._bytes))
 
     def ready(self, message: Mapping[str, Any]) -> Answer:
-        """Prepare for blocks."""
+        """Prepare for blocks: as many copies as the message says, and what empties the cache between samples."""
         gc.collect()
         gc.disable()
         self.checksum = inputs.checksum(self.inputs)
+        self.copies = [self.inputs, *(_copy(self.inputs) for _ in range(1, message["copies"]))]
         self._prepare()
-        return {}
+        self.turns = [self.prepared, *map(self._prepared_for, self.copies[1:])]
+        self.step: Step = self.prepared.step
+        if len(self.copies) > 1:
+            self.step = rotation = caches.Rotation([prepared.step for prepared in self.turns])
+            for _ in self.turns:  # a copy's first call is never timed, and its output takes fresh memory
+                rotation()
+        rest_s = 0.0
+        if message["flush_bytes"]:
+            self.before = caches.Flush(message["flush_bytes"], self.device)
+            self.before()
+            self._synchronize()
+            start = perf_counter()
+            self.before()
+            self._synchronize()
+            rest_s = perf_counter() - start
+        held = [tensor for copy in self.copies for tensor in _tensors(copy)]
+        return {"input_bytes": caches.distinct_bytes(held), "rest_s": rest_s}
 
     def block(self, message: Mapping[str, Any]) -> Answer:
         """Take one block."""
         self.last = None
         before = environment.waited_s()
-        taken = self.clock.take(self.prepared.step, clocks.Pace(**message["pace"]))
+        taken = self.clock.take(self.step, clocks.Pace(**message["pace"]), self.before)
         after = environment.waited_s()
         self.last = taken.last
         waited = None if before is None or after is None else max(0.0, after - before)
@@ -186,9 +206,13 @@ class Job:
 
     def check(self, message: Mapping[str, Any]) -> Answer:
         """Hand over the output that the last sample returned, and one for new values in the same storage."""
+        if isinstance(self.step, caches.Rotation):  # the copy that gave it is the one to go on with
+            self.inputs, self.prepared = self.copies[self.step.place], self.turns[self.step.place]
+            self.step.kept.clear()
         timed = self._output("timed", self.last)
         self.last = None
-        self._unchanged(self.checksum)
+        for copy in self.copies:
+            self._unchanged(self.checksum, copy)
         return {"outputs": {"timed": timed, "peaked": self._renewed()[0]}}
 
     # ------------------------------------------------------------ outputs
@@ -218,9 +242,9 @@ class Job:
     def _bytes(self, outputs: Any) -> int:
         return measure.total_bytes(outputs if isinstance(outputs, tuple | list) else [outputs])
 
-    def _unchanged(self, before: tuple[tuple[int, ...], ...]) -> None:
+    def _unchanged(self, before: tuple[tuple[int, ...], ...], given: Inputs | None = None) -> None:
         with self._one_thread():
-            after = inputs.checksum(self.inputs)
+            after = inputs.checksum(given or self.inputs)
         if after != before:
             raise WrongError("the inputs were changed by the call")
 
@@ -259,6 +283,16 @@ class Job:
         return path
 
 
+def _tensors(of: Inputs) -> list[Any]:
+    return [of.q, of.k, of.v, of.dout]
+
+
+def _copy(of: Inputs) -> Inputs:
+    """The same values in other storage."""
+    dout = None if of.dout is None else of.dout.clone()
+    return Inputs(q=of.q.clone(), k=of.k.clone(), v=of.v.clone(), dout=dout)
+
+
 def probe(channel: Channel) -> None:
     """Answer one message with the CUDA devices of this machine and facts about torch's build."""
     channel.receive()
@@ -277,6 +311,7 @@ def probe(channel: Channel) -> None:
                         "index": index,
                         "name": facts.name,
                         "memory_bytes": facts.total_memory,
+                        "cache_bytes": getattr(facts, "L2_cache_size", 0),
                         "compute_capability": [facts.major, facts.minor],
                     }
                 )

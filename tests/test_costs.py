@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnbench.costs import flops, least_bytes, pairs
+from attnbench.costs import flops, keys_seen, least_bytes, pairs, touched_bytes
 from attnbench.problem import Problem, parse_mask
 from attnbench.testing import problem
 
@@ -27,6 +27,7 @@ def test_pairs_are_counted_exactly(mask: str, sq: int, sk: int) -> None:
     found = parse_mask(mask)
     allowed = found.allowed(np.arange(sq)[:, None], np.arange(sk)[None, :], sq, sk)
     assert pairs(found, sq, sk) == np.count_nonzero(np.broadcast_to(allowed, (sq, sk)))
+    assert keys_seen(found, sq, sk) == np.count_nonzero(np.broadcast_to(allowed, (sq, sk)).any(0))
 
 
 def test_pairs_of_a_long_context_cost_nothing() -> None:
@@ -76,3 +77,16 @@ def test_backward_reads_the_forward_pass_and_writes_a_gradient_for_each_input() 
     q = k = v = out = 4 * 10 * 16
     backward = problem(batch=1, seqlen=10, heads=1, head_dim=16, direction="backward")
     assert least_bytes(backward) == (q + k + v + out) + out + (q + k + v)
+
+
+def test_of_many_queries_at_least_so_many_keys_are_seen() -> None:
+    mask = parse_mask("causal*chunked:size=64")
+    assert 3000 < keys_seen(mask, 5000, 5000) <= 5000
+
+
+@pytest.mark.parametrize(
+    ("direction", "factor"), [("forward", 3), ("backward", 4), ("forward_backward", 4), ("inference", 3)]
+)
+def test_a_call_touches_its_inputs_and_dout_where_there_is_one(direction: str, factor: int) -> None:
+    of = Problem.parse(f"batch=1 seqlen=16 heads=2 head_dim=8 dtype=float32 mask=full direction={direction}")
+    assert touched_bytes(of) == factor * 16 * 2 * 8 * 4

@@ -19,6 +19,7 @@ from attnbench.environment import (
     available_cores,
     available_memory,
     describe,
+    last_level_cache,
     scrub,
     source_hash,
     torch_facts,
@@ -352,3 +353,22 @@ def test_what_runs_beside_us_is_counted_without_ourselves(tmp_path: Path) -> Non
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/loadavg").write_text("0.50 0.60 0.70 5/321 4242\n")
     assert environment.running(tmp_path) == 4
+
+
+def test_the_last_level_caches_that_the_threads_can_fill_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {}
+    for core in range(8):  # two cores share 32 MiB of the third level
+        near = f"{core // 2 * 2}-{core // 2 * 2 + 1}"
+        for index, (level, kind, size, shared) in enumerate(
+            [(1, "Data", "32K", core), (1, "Instruction", "64M", core), (3, "Unified", "32768K", near)]
+        ):
+            place = f"sys/devices/system/cpu/cpu{core}/cache/index{index}"
+            values = {"level": level, "type": kind, "size": size, "shared_cpu_list": shared}
+            files |= {f"{place}/{name}": f"{value}\n" for name, value in values.items()}
+    root = write(tmp_path, files)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5}, raising=False)
+    sizes = [last_level_cache(threads, root) for threads in (1, 2, 6)]
+    assert sizes == [32 * 2**20, 64 * 2**20, 96 * 2**20]
+    assert last_level_cache(1, tmp_path / "nowhere") is None

@@ -170,6 +170,29 @@ def test_the_wall_clock_cannot_be_patched(monkeypatch: pytest.MonkeyPatch) -> No
     assert min(taken.seconds) > 0
 
 
+def test_what_empties_the_cache_comes_before_every_sample_and_is_not_timed() -> None:
+    from time import perf_counter
+
+    log: list[str] = []
+
+    def flush() -> None:
+        log.append("flush")
+        end = perf_counter() + 5e-3
+        while perf_counter() < end:
+            pass
+
+    pace = Pace(inner=1, samples=3, warm=2)
+    taken = WallClock().take(lambda: log.append("call"), pace, flush)
+    assert log == ["call"] * 2 + ["flush", "call"] * 3
+    assert min(taken.seconds) < 1e-3
+    assert taken.busy_s > 15e-3
+
+
+def test_a_sample_behind_a_flush_is_one_call_and_a_block_has_fewer_of_them() -> None:
+    assert pace(1e-5, 1.0).inner > 1
+    assert pace(1e-5, 1.0, rest_s=5e-3) == Pace(inner=1, samples=4, warm=15)
+
+
 class FakeCuda:
     """A device whose calls take 3 ms of its own time; `host_s` is how long the host needs to enqueue one.
 
@@ -223,6 +246,21 @@ def test_cuda_events_see_the_devices_time_and_not_the_launch(monkeypatch: pytest
     assert taken.flagged == ()
     assert taken.host_enqueue_s == pytest.approx(1e-6)
     assert taken.end_to_end_s == pytest.approx(3.001e-3)
+
+
+def test_what_empties_the_cache_of_a_device_is_in_no_time_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeCuda(host_s=1e-6)
+    flushed: list[float] = []
+
+    def flush() -> None:
+        device.now = max(device.now, device.host) + 7e-3
+        flushed.append(device.now)
+
+    monkeypatch.setattr(clocks, "perf_counter", lambda: device.host)
+    taken = CudaEvents(device, "cuda:0").take(device.step, Pace(inner=1, samples=4, warm=2), flush)
+    assert taken.seconds == pytest.approx([3e-3] * 4)
+    assert taken.end_to_end_s == pytest.approx(3.001e-3)
+    assert len(flushed) == 4 + clocks.END_TO_END_CALLS
 
 
 def test_cuda_samples_in_which_the_host_was_late_are_flagged(monkeypatch: pytest.MonkeyPatch) -> None:

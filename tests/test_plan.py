@@ -133,6 +133,18 @@ def test_the_job_is_part_of_the_cells_key() -> None:
     assert first.cell.key == (first.problem.text, "one", "cpu", 3, "cold", "wall")
 
 
+def test_modes_of_the_cache_are_cells_of_the_same_group() -> None:
+    of = suite("measure: {cache: [warm, cold, warm]}")
+    made = make(of, registry(TWO, ONE))
+    assert len(made.cells) == 16 == len(of.problems) * plan.width(of, registry(TWO, ONE))
+    for problem, _, jobs in made.groups():
+        names = ["two", "one"] if problem.mask.name == "full" else ["two"]
+        assert [(j.cell.cache, j.cell.implementation) for j in jobs] == [
+            (cache, name) for cache in ("warm", "cold") for name in names
+        ]
+    assert made.seconds > 2 * make(suite(), registry(TWO, ONE)).seconds
+
+
 # ---------------------------------------------------------------- devices
 
 
@@ -363,11 +375,12 @@ def test_what_cannot_be_verified_is_not_timed_whatever_a_plugin_says(tmp_path: P
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
-    [("measure.cache=cold", "no cold cache yet"), ("measure.clock=events", "no events clock on a cpu")],
+    [("measure.cache=cold", plan.NO_CACHE), ("measure.clock=events", "no events clock on a cpu")],
 )
 def test_a_setting_that_cannot_be_measured_yet_is_a_row_with_its_reason(setting: str, reason: str) -> None:
     suite = suites.suite_of_problem("seqlen=64 heads=2 head_dim=16", [setting])
-    made = plan.make(suite, plugins.discover(), devices=plan.resolve(["cpu"]), threads=1, only=["torch-sdpa"])
+    devices = [Device(kind="cpu", cache_bytes=0)]
+    made = plan.make(suite, plugins.discover(), devices=devices, threads=1, only=["torch-sdpa"])
     assert {(cell.status, cell.reason) for cell in made.cells} == {(Status.UNSUPPORTED, reason)}
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 from processes import VARIABLE, left_after, living
 
 from attnbench import plan, plugins, runner, suites
+from attnbench.caches import Caching
 from attnbench.clocks import Taken
 from attnbench.forkserver import Child, ForkServer
 from attnbench.implementation import Device
@@ -39,6 +41,13 @@ def crashes(channel):
 
 def hangs(channel):
     time.sleep(600)
+
+
+def shares(channel):
+    from attnbench import worker
+
+    worker._copy = lambda given: given
+    worker.serve(channel)
 
 
 def tires(channel):
@@ -87,6 +96,17 @@ def with_a_hole(inputs):
     return out
 
 
+SEEN = []
+
+
+def spoils(inputs):
+    if not SEEN:
+        SEEN.append(inputs)
+    if SEEN[0] is not inputs:
+        inputs.k.zero_()
+    return fused(inputs)
+
+
 def patch_clocks(factor):
     from attnbench import clocks, worker
 
@@ -110,6 +130,7 @@ def attnbench_implementations():
     yield record("slow-clock", fused, lambda: patch_clocks(0.01))
     yield record("fast-clock", fused, lambda: patch_clocks(100))
     yield record("stopped-clock", fused, lambda: patch_clocks(0))
+    yield record("spoils-copies", spoils)
     yield record("noisy", lambda inputs: time.sleep(random.random() / 100) or fused(inputs))
     yield record("sleeps", lambda inputs: time.sleep(30))
 """
@@ -147,12 +168,13 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
         budget: str = "20ms",
         launches: int = 1,
         gflop: float = 0.5,
+        cache: str = "warm",
         devices: Sequence[Device] = (Device(kind="cpu"),),
         **options: Any,
     ) -> Runner:
         suite: Suite = suites.parse(
             f"question: q\nbaseline: good-a\nproblems: {{seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
-            f"measure: {{launches: {launches}, budget: {budget}, threads: 1}}\n"
+            f"measure: {{launches: {launches}, budget: {budget}, threads: 1, cache: {cache}}}\n"
             f"verify: {{gflop: {gflop}}}\n",
             "s.yaml",
         )
@@ -328,6 +350,71 @@ def test_an_error_that_is_not_finite_is_the_worst() -> None:
     assert worst([accuracy(row=float("inf")), accuracy()]).row == float("inf")
 
 
+# ---------------------------------------------------------------- caches
+
+SMALL_CACHE = Device(kind="cpu", cache_bytes=8192)
+"""Inputs of a problem of 16 tokens have 3 KiB: six copies are twice as much."""
+
+
+def test_warm_and_cold_are_measured_in_the_same_rounds(make: Make) -> None:
+    rows = make("good-a", "good-b", cache="[warm, cold]", devices=[SMALL_CACHE], budget="300ms").run()
+    assert [(row.status, row.reason) for row in rows] == [(Status.OK, "")] * 4
+    assert [(row.cell.cache, row.cell.implementation) for row in rows] == [
+        (cache, name) for cache in ("warm", "cold") for name in ("good-a", "good-b")
+    ]
+    assert [row.timing.cache_method for row in rows if row.timing] == ["", "", "rotation", "rotation"]
+    shared = set.intersection(*({(b.launch, b.round) for b in row.blocks} for row in rows))
+    assert len(shared) >= 3
+    assert rows[0].blocks != rows[2].blocks
+
+
+def test_what_is_right_is_judged_once_for_all_modes(make: Make, server: ForkServer) -> None:
+    said: list[str] = []
+    job = make(
+        "good-a",
+        "half",
+        cache="[warm, cold]",
+        devices=[SMALL_CACHE],
+        listener=lambda now: said.append(now.current),
+    )
+    rows = job.run()
+    assert [row.status for row in rows] == [Status.OK, Status.WRONG, Status.OK, Status.WRONG]
+    assert rows[1].reason == rows[3].reason
+    assert len([current for current in said if current.startswith("verifying")]) == 2
+
+
+def test_one_mode_may_end_without_the_other(make: Make) -> None:
+    warm, cold = make("spoils-copies", cache="[warm, cold]", devices=[SMALL_CACHE]).run()
+    assert warm.status is Status.OK
+    assert (cold.status, cold.reason) == (Status.WRONG, "the inputs were changed by the call")
+
+
+@pytest.mark.parametrize(("size", "method"), [(1024, "exceeds cache"), (2**20, "flush")])
+def test_a_row_says_how_its_cache_was_emptied(make: Make, size: int, method: str) -> None:
+    warm, cold = make(
+        "good-a", cache="[warm, cold]", devices=[Device(kind="cpu", cache_bytes=size)], budget="100ms"
+    ).run()
+    assert warm.timing is not None
+    assert cold.timing is not None
+    assert cold.timing.cache_method == method
+    assert warm.timing.cache_method == ("exceeds cache" if method == "exceeds cache" else "")
+    assert method != "flush" or cold.timing.inner == 1
+
+
+@pytest.mark.parametrize("size", [None, 0])
+def test_without_a_known_cache_nothing_is_called_cold(make: Make, size: int | None) -> None:
+    warm, cold = make("good-a", cache="[warm, cold]", devices=[Device(kind="cpu", cache_bytes=size)]).run()
+    assert warm.status is Status.OK
+    assert (cold.status, cold.reason) == (Status.UNSUPPORTED, plan.NO_CACHE)
+
+
+def test_copies_that_share_memory_are_not_called_cold(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "WORKER", "judges:shares")
+    (row,) = make("good-a", cache="cold", devices=[SMALL_CACHE]).run()
+    why = "the copies of its inputs share memory, so its cache is not cold"
+    assert (row.status, row.reason) == (Status.FAILED, why)
+
+
 # ---------------------------------------------------------------- a device of its own
 
 
@@ -356,6 +443,15 @@ def test_a_cuda_device_has_its_clock_its_memory_and_its_end_to_end_times(make: M
         Status.OUT_OF_MEMORY,
         "CUDA out of memory. Tried to allocate 20.00 GiB.",
     )
+
+
+@pytest.mark.parametrize(("size", "method"), [(8192, "rotation"), (2**20, "flush")])
+def test_a_cuda_device_is_cold_by_its_second_level(make: Make, cuda: Device, size: int, method: str) -> None:
+    (row,) = make("good-a", cache="cold", devices=[replace(cuda, cache_bytes=size)]).run()
+    assert (row.status, row.reason) == (Status.OK, "")
+    assert row.timing is not None
+    assert row.timing.cache_method == method
+    assert row.timing.end_to_end_s is not None
 
 
 def test_processes_on_a_device_share_its_memory_contexts_included(make: Make, cuda: Device) -> None:
@@ -469,6 +565,25 @@ def test_where_memory_is_short_every_cohort_holds_the_baseline(make: Make) -> No
         ["good-a", "good-b"],
         ["good-a", "good-c"],
     ]
+
+
+def test_every_cohort_holds_the_baseline_of_each_mode(make: Make) -> None:
+    job = make("good-*", cache="[warm, cold]", devices=[SMALL_CACHE])
+    found = candidates(job, *[10] * 6)
+
+    def cohorts(limit: int) -> list[list[str]]:
+        return [
+            [f"{c.planned.cell.cache}:{c.planned.cell.implementation[-1]}" for c in cohort]
+            for cohort in job._cohorts(found, limit)
+        ]
+
+    both = ["warm:a", "cold:a"]
+    assert cohorts(60) == [[*both, "warm:b", "warm:c", "cold:b", "cold:c"]]
+    assert cohorts(40) == [[*both, "warm:b", "warm:c"], [*both, "cold:b", "cold:c"]]
+    assert cohorts(19) == [["warm:a"], ["warm:b"], ["warm:c"], ["cold:a"], ["cold:b"], ["cold:c"]]
+    for candidate in found[3:]:
+        candidate.caching = Caching(bytes=10)
+    assert cohorts(40) == [[*both, "warm:b"], [*both, "warm:c"], ["cold:b"], ["cold:c"]]
 
 
 def test_what_does_not_fit_beside_the_baseline_stands_alone(make: Make) -> None:

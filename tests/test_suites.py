@@ -64,7 +64,7 @@ def test_what_is_left_out_has_a_default() -> None:
 def test_settings_are_stored_in_si_units() -> None:
     suite = parse(
         SMALL + "measure: {preset: gate, launches: 2, budget: 500ms, timeout: 5m, memory: 2GiB, threads: 3, "
-        "cache: cold, clock: events, seed: 7}\nverify: {gflop: 1.5}\n"
+        "cache: [cold, warm], clock: events, seed: 7}\nverify: {gflop: 1.5}\n"
     )
     assert suite.measure == Measure(
         preset="gate",
@@ -73,7 +73,7 @@ def test_settings_are_stored_in_si_units() -> None:
         timeout_s=300.0,
         memory_bytes=2**31,
         threads=3,
-        cache="cold",
+        caches=("cold", "warm"),
         clock="events",
         seed=7,
     )

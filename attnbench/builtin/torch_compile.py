@@ -5,8 +5,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
@@ -106,34 +106,71 @@ def _cap(problem: Problem) -> float | None:
     return next((modifier.cap for modifier in modifiers if modifier.name == "softcap"), None)
 
 
-def _compiled(
-    function: "Callable[..., torch.Tensor]", problem: Problem, inputs: Inputs, **arguments: Any
-) -> tuple[Prepared, dict[str, int]]:
-    """The compiled `function(q, k, v, **arguments)` prepared and called once, and Inductor's counts of that.
+@dataclass(kw_only=True)
+class _Program:
+    """`attend(q, k, v)` compiled, and Inductor's counts of its first call."""
+
+    attend: "Callable[..., torch.Tensor]"
+    counts: dict[str, int] | None = None
+
+
+@lru_cache(
+    maxsize=1
+)  # copies of a problem's inputs share what is compiled; `reset` leaves nothing of earlier ones
+def _program(
+    make: "Callable[[Problem, torch.device], Callable[..., torch.Tensor]]",
+    problem: Problem,
+    device: "torch.device",
+) -> _Program:
+    """What `make(problem, device)` returns, to be compiled at its first call.
 
     `fullgraph` makes dynamo raise where it would run eagerly instead: at a graph break, and from the ninth
-    shape on. Raises RuntimeError where nothing was compiled all the same (`TORCH_COMPILE_DISABLE=1`).
+    shape on.
+    """
+    import torch
+
+    torch.compiler.reset()  # shapes compiled earlier count for nothing
+    function: Any = make(problem, device)
+    given = getattr(function, "keywords", {})
+    compiled = torch.compile(getattr(function, "func", function), fullgraph=True, dynamic=False)
+    return _Program(attend=partial(compiled, **given))
+
+
+def _compiled(
+    make: "Callable[[Problem, torch.device], Callable[..., torch.Tensor]]", problem: Problem, inputs: Inputs
+) -> tuple[Prepared, dict[str, int]]:
+    """The compiled function prepared and called once, and Inductor's counts of when that was done first.
+
+    Raises RuntimeError where nothing was compiled all the same (`TORCH_COMPILE_DISABLE=1`).
     """
     import torch._functorch.config
     import torch._inductor.config
     from torch._dynamo.utils import counters
 
-    torch.compiler.reset()  # shapes compiled earlier count for nothing
+    program = _program(make, problem, inputs.q.device)
+    if program.counts is not None:
+        return differentiable(program.attend, problem, inputs), program.counts
     counters.clear()
     with (
         # An entry of AOTAutograd's cache would skip the pass that rewrites to SDPA, and with it the count.
         torch._functorch.config.patch(enable_autograd_cache=False),
         torch._inductor.config.patch(compile_threads=1),  # more are processes, which would outlive the job
     ):
-        compiled = torch.compile(function, fullgraph=True, dynamic=False)
-        prepared = differentiable(partial(compiled, **arguments), problem, inputs)
+        prepared = differentiable(program.attend, problem, inputs)
         prepared.step()
     if not counters["stats"]["unique_graphs"]:
         raise RuntimeError("torch.compile compiled nothing")
-    return prepared, dict(counters["inductor"])
+    program.counts = dict(counters["inductor"])
+    return prepared, program.counts
 
 
 def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
+    prepared, counts = _compiled(_naive, problem, inputs)
+    kernel = "inductor: rewritten to sdpa" if counts.get("fuse_attention") else "inductor"
+    return replace(prepared, kernel=kernel)
+
+
+def _naive(problem: Problem, device: "torch.device") -> "Callable[..., torch.Tensor]":
     """The operations of torch-naive, of which Inductor replaces those that it knows to be SDPA (mask `full`,
     no softcap: `torch/_inductor/fx_passes/fuse_attention.py`)."""
     import torch
@@ -145,7 +182,7 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     scale, cap = problem.softmax_scale, _cap(problem)
     forbidden = blind = None
     if problem.mask.name != "full":
-        i, j = (torch.arange(n, device=inputs.q.device) for n in shape)
+        i, j = (torch.arange(n, device=device) for n in shape)
         forbidden = ~problem.mask.allowed(i[:, None], j[None, :], sq, sk)  # [Sq, Sk]
         blind = forbidden.all(-1, keepdim=True)  # [Sq, 1], queries that see no key
         blind = blind if blind.any() else None
@@ -164,15 +201,11 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
         out = p.view(problem.batch, problem.heads_kv, group * sq, sk) @ v
         return out.view(problem.batch, problem.heads_q, sq, problem.head_dim_v)
 
-    prepared, counts = _compiled(attend, problem, inputs)
-    kernel = "inductor: rewritten to sdpa" if counts.get("fuse_attention") else "inductor"
-    return replace(prepared, kernel=kernel)
+    return attend
 
 
 def _prepare_flex(problem: Problem, inputs: Inputs) -> Prepared:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    prepared, counts = _compiled(flex_attention, problem, inputs, **_flex_arguments(problem, inputs))
+    prepared, counts = _compiled(_flex, problem, inputs)
     if inputs.q.is_cuda:
         return replace(prepared, kernel="inductor")
     if not counts.get("cpp_templated_kernel_counter"):
@@ -182,10 +215,10 @@ def _prepare_flex(problem: Problem, inputs: Inputs) -> Prepared:
 
 def _prepare_flex_eager(problem: Problem, inputs: Inputs) -> Prepared:
     import torch
-    from torch.nn.attention.flex_attention import flex_attention
 
+    _program.cache_clear()
     torch.compiler.reset()  # dynamo traces it, and counts shapes, without compiling it
-    attend = partial(flex_attention, **_flex_arguments(problem, inputs))
+    attend = _flex(problem, inputs.q.device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")  # it says so once
         prepared = differentiable(attend, problem, inputs, kernel="eager")
@@ -193,9 +226,9 @@ def _prepare_flex_eager(problem: Problem, inputs: Inputs) -> Prepared:
     return prepared
 
 
-def _flex_arguments(problem: Problem, inputs: Inputs) -> dict[str, Any]:
+def _flex(problem: Problem, device: "torch.device") -> "partial[torch.Tensor]":
     import torch
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     assert problem.uniform is not None
     sq, sk = problem.uniform
@@ -210,9 +243,10 @@ def _flex_arguments(problem: Problem, inputs: Inputs) -> dict[str, Any]:
         return seen
 
     full = problem.mask.name == "full"
-    return {
-        "score_mod": None if cap is None else softcap,
-        "block_mask": None if full else create_block_mask(allowed, None, None, sq, sk, inputs.q.device),
-        "scale": problem.scale,
-        "enable_gqa": problem.heads_q != problem.heads_kv,
-    }
+    return partial(
+        flex_attention,
+        score_mod=None if cap is None else softcap,
+        block_mask=None if full else create_block_mask(allowed, None, None, sq, sk, device),
+        scale=problem.scale,
+        enable_gqa=problem.heads_q != problem.heads_kv,
+    )

@@ -5,8 +5,9 @@ import sys
 from functools import partial
 
 from attnbench import plan, plugins, suites
-from attnbench.environment import available_cores
+from attnbench.environment import available_cores, last_level_cache
 from attnbench.errors import PluginError, UserError
+from attnbench.implementation import Device
 from attnbench.plugins import ENTRY_POINT, Registry
 from attnbench.suites import Suite
 
@@ -58,6 +59,11 @@ def check_threads(count: int) -> None:
             f"`threads` is {count:,}, more than the cores that this process may use: {cores:,}",
             hint=f"--set measure.threads={cores}",
         )
+
+
+def cpu(of: Suite) -> Device:
+    """This machine's processor, with its last-level cache."""
+    return Device(kind="cpu", cache_bytes=last_level_cache(threads(of)) or 0)
 
 
 def threads(of: Suite) -> int:

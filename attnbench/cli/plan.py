@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int:
     made = plan.make(
         suite,
         registry,
-        devices=plan.resolve(suite.devices),
+        devices=plan.resolve(suite.devices, [choose.cpu(suite)]),
         threads=choose.threads(suite),
         only=arguments.only,
         without=arguments.without,
@@ -33,6 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"problems         {problems}")
     print(f"implementations  {len(names)}: {', '.join(names)}")
     print(f"devices          {', '.join(map(str, made.devices))}; {_threads(choose.threads(suite))}")
+    print(f"caches           {', '.join(dict.fromkeys(suite.measure.caches))}")
     print(f"cells            {len(made.cells)}, of which {len(made.jobs)} are jobs")
     print(f"baseline         {made.baseline or 'the first that is ok'}")
     print(f"preset           {suite.measure.preset}: {seconds_text(made.budget_s)} a cell")
@@ -45,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
         print()
         for p in made.cells:
             state = f"{p.status}: {p.reason}" if p.status else "job"
-            print(f"{p.cell.problem}  {p.cell.device}  {p.cell.implementation}  {state}")
+            print(f"{p.cell.problem}  {p.cell.device}  {p.cell.cache}  {p.cell.implementation}  {state}")
         return 0
     reasons = Counter((p.cell.implementation, str(p.status), p.reason) for p in made.cells if p.status)
     if reasons:

@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
         patient = stack.enter_context(runner.fork_server(patient=True))
         server = stack.enter_context(runner.fork_server())
         devices, why, torch_facts = runner.probe(patient)
-        wanted = plan.resolve(suite.devices, devices)
+        wanted = plan.resolve(suite.devices, (choose.cpu(suite), *devices))
         missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
         stack.enter_context(lock.held([str(device) for device in wanted], _say_that_it_waits))

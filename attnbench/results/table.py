@@ -95,7 +95,7 @@ def row(result: Result, run: Run) -> dict[str, object]:
 def _repro(cell: Cell, run: Run) -> str:
     words = ["attnbench", "run", "--problem", cell.problem, "--only", cell.implementation]
     words += ["--set", f"device={cell.device}"]
-    measure = {**run.settings.get("measure", {}), "threads": cell.threads, "cache": cell.cache}
+    measure = {**run.settings.get("measure", {}), "threads": cell.threads, "caches": (cell.cache,)}
     measure.setdefault("preset", Measure().preset)
     sections = (
         ("measure", MEASURE_KEYS, measure, Measure()),
@@ -110,7 +110,7 @@ def _repro(cell: Cell, run: Run) -> str:
                 and (name == "preset" or value != getattr(default, field))
                 and name != "seed"
             ):
-                shown = value if key.unit == 1 else f"{value / key.unit:g}"
+                shown = value[0] if key.many else value if key.unit == 1 else f"{value / key.unit:g}"
                 words += ["--set", f"{section}.{name}={shown}"]
     words += ["--seed", str(run.seed)]
     given = iter(run.command)

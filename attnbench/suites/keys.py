@@ -61,7 +61,8 @@ MEASURE_KEYS: Mapping[str, Key] = {
         least=1e-3, field="timeout_s"),
     "memory": Key("memory", "most of the machine's", "limit of one job", least=1, field="memory_bytes"),
     "threads": Key("integer", "all available", "CPU threads that an implementation may use", least=1),
-    "cache": Key("text", "warm", "state of the caches at each call: warm or cold", choices=("warm", "cold")),
+    "cache": Key("text", "warm", "state of the caches at each call: warm, as the call before left them, or cold, "
+        "inputs not in the last-level cache", True, choices=("warm", "cold"), field="caches"),
     "clock": Key("text", "wall", "wall or events; on a CUDA device it is events in any case", choices=("wall", "events")),
     "seed": Key("integer", "another in every run", "of the inputs and of the order of measuring", least=0),
 }

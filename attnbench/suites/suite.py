@@ -33,7 +33,7 @@ class Measure:
     timeout_s: float = 60.0
     memory_bytes: int | None = None
     threads: int | None = None
-    cache: str = "warm"
+    caches: tuple[str, ...] = ("warm",)
     clock: str = "wall"
     seed: int | None = None
 
