@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench import Device, Direction, Implementation, Inputs, Prepared, Problem
@@ -543,12 +544,63 @@ def test_compiled_flex_is_one_kernel_of_inductor() -> None:
 def test_compiled_naive_says_where_inductor_has_put_sdpa(mask: str, kernel: str) -> None:
     problem = Problem.parse(f"{SHAPES[0]} dtype=float32 mask={mask}")
     for _ in range(2):  # the second time from Inductor's cache
+        torch_compile._program.cache_clear()
         ready = prepared(IMPLEMENTATIONS["torch-compile-naive"], problem, make_inputs(problem))
         seen = operations(ready.step)
         assert ready.kernel == kernel
         assert any("CompiledFxGraph" in name for name in seen)
         assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in seen) == (mask == "full")
         assert "aten::_softmax" not in seen
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_copies_of_the_inputs_share_what_is_compiled(name: str) -> None:
+    problem = Problem.parse(f"{SHAPES[0]} dtype=float32 mask=causal")
+    steps = []
+    for _ in range(10):  # dynamo would give up after 8
+        steps.append(prepared(IMPLEMENTATIONS[name], problem, make_inputs(problem)))
+        if len(steps) == 1:
+            torch._dynamo.utils.counters.clear()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        first, *others = (step.read(step.step()) for step in steps)
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert all(torch.equal(first, other) for other in others)
+    assert len({out.data_ptr() for out in (first, *others)}) == 10
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(
+            "causal",
+            "causal-top-left",
+            "window:left=100:right=0",
+            "window:left=0:right=130",
+            "chunked:size=96",
+        ),
+        *("dilated:step=3", "prefix-lm:prefix=140", "block-causal:size=64", "causal*chunked:size=200"),
+        *("global-window:tokens=5:left=30:right=2", "window:right=3"),
+    ],
+)
+@pytest.mark.parametrize(("sq", "sk"), [(256, 256), (200, 331), (1, 300), (300, 1), (130, 520), (127, 128)])
+def test_a_block_mask_made_by_rows_is_that_of_torch(
+    mask: str, sq: int, sk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_compile, "_KEYS", 256)
+    problem = Problem.parse(f"seqlen_q={sq} seqlen_kv={sk} heads=1 head_dim=8 dtype=float32 mask={mask}")
+
+    def allowed(b: Any, h: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        seen: torch.Tensor = problem.mask.allowed(i, j, sq, sk)
+        return seen
+
+    ours = torch_compile._block_mask(problem, allowed, torch.device("cpu"))
+    theirs = create_block_mask(allowed, None, None, sq, sk, "cpu")
+    assert ours.seq_lengths == theirs.seq_lengths
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        for name in (f"{kind}_num_blocks", f"{kind}_indices"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+            assert getattr(ours, name).dtype == getattr(theirs, name).dtype, name
 
 
 def test_the_ninth_shape_is_compiled_like_the_first() -> None:

@@ -24,6 +24,7 @@ from attnbench import (
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @hookimpl
@@ -114,9 +115,8 @@ class _Program:
     counts: dict[str, int] | None = None
 
 
-@lru_cache(
-    maxsize=1
-)  # copies of a problem's inputs share what is compiled; `reset` leaves nothing of earlier ones
+# Copies of a problem's inputs share what is compiled, and `reset` leaves nothing of earlier problems.
+@lru_cache(maxsize=1)
 def _program(
     make: "Callable[[Problem, torch.device], Callable[..., torch.Tensor]]",
     problem: Problem,
@@ -228,7 +228,7 @@ def _prepare_flex_eager(problem: Problem, inputs: Inputs) -> Prepared:
 
 def _flex(problem: Problem, device: "torch.device") -> "partial[torch.Tensor]":
     import torch
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
     assert problem.uniform is not None
     sq, sk = problem.uniform
@@ -246,7 +246,45 @@ def _flex(problem: Problem, device: "torch.device") -> "partial[torch.Tensor]":
     return partial(
         flex_attention,
         score_mod=None if cap is None else softcap,
-        block_mask=None if full else create_block_mask(allowed, None, None, sq, sk, device),
+        block_mask=None if full else _block_mask(problem, allowed, device),
         scale=problem.scale,
         enable_gqa=problem.heads_q != problem.heads_kv,
+    )
+
+
+_TILE = 128
+"""Of flex's block masks, in queries and in keys."""
+_KEYS = 2**13
+"""Of a row of tiles that are looked at together."""
+
+
+def _block_mask(problem: Problem, allowed: Callable[..., Any], device: "torch.device") -> "BlockMask":
+    """What `create_block_mask(allowed, ...)` returns, without its mask [Sq, Sk]."""
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    counts = torch.zeros(-(-sq // _TILE), -(-sk // _TILE), dtype=torch.int64, device=device)
+    for tile in range(len(counts)):
+        i = torch.arange(tile * _TILE, min(sq, (tile + 1) * _TILE), device=device)
+        for start in range(0, sk, _KEYS):
+            j = torch.arange(start, min(sk, start + _KEYS), device=device)
+            seen = allowed(None, None, i[:, None], j).expand(len(i), len(j))
+            seen = seen.view(torch.uint8).sum(0, dtype=torch.uint8)  # [keys], at most 128 each
+            seen = torch.nn.functional.pad(seen, (0, -len(j) % _TILE)).view(-1, _TILE).sum(-1)  # [tiles]
+            counts[tile, start // _TILE : start // _TILE + len(seen)] = seen
+    full = counts == _TILE**2  # what ends short of a whole tile is not full, so that flex masks it
+
+    def ordered(kind: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row of tiles, how many are of a kind, and their indices with the others behind."""
+        indices = kind.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        return kind.sum(-1, dtype=torch.int32)[None, None], indices.to(torch.int32)[None, None]
+
+    return BlockMask.from_kv_blocks(
+        *ordered((counts > 0) & ~full),
+        *ordered(full),
+        BLOCK_SIZE=_TILE,
+        mask_mod=allowed,
+        seq_lengths=(sq, sk),
     )
