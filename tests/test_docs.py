@@ -22,6 +22,7 @@ from attnbench import (
     plan,
     plugins,
     results,
+    selftest,
     suites,
     tables,
     units,
@@ -238,6 +239,13 @@ def test_every_key_of_the_list_is_documented(capsys: pytest.CaptureFixture[str])
         assert sorted(told) == sorted(found)
     for name in (*document["plugins"][0], *answer["reasons"][0]):
         assert f"`{name}`" in PAGES["docs/plugins.md"]
+
+
+def test_every_check_of_the_selftest_and_its_keys_are_documented() -> None:
+    page = PAGES["docs/measuring.md"]
+    assert [row[0] for row in rows("docs/measuring.md", "check")] == [f"`{name}`" for name in selftest.CHECKS]
+    for field in dataclasses.fields(selftest.Check):
+        assert f"`{field.name}`" in page
 
 
 def test_formats_and_inputs_are_documented() -> None:

@@ -26,10 +26,10 @@ MISTAKE = 1e-3
 SAMPLES = 15
 
 
-def machine_noise(rng: np.random.Generator, blocks: int) -> NDArray[np.float64]:
+def machine_noise(rng: np.random.Generator, blocks: int, steepest: float = 0.05) -> NDArray[np.float64]:
     """Log noise of `RUNS` machines, [RUNS, blocks, SAMPLES] in the order of time.
 
-    AR(1) of 0.5 % that forgets in about ten samples, a drift of up to 5 % over the run that bends once, and
+    AR(1) of 0.5 % that forgets in about ten samples, a drift of up to `steepest` over the run that bends once, and
     spikes of 20 to 200 % in 3 % of the samples.
     """
     steps = blocks * SAMPLES
@@ -39,14 +39,16 @@ def machine_noise(rng: np.random.Generator, blocks: int) -> NDArray[np.float64]:
         state = 0.9 * state + shocks[step]
         walk[step] = state
     time = np.linspace(0, 1, steps)[:, None]
-    drift = rng.uniform(-0.05, 0.05, RUNS) * time + rng.uniform(-0.02, 0.02, RUNS) * np.sin(math.pi * time)
+    drift = rng.uniform(-steepest, steepest, RUNS) * time + rng.uniform(-0.02, 0.02, RUNS) * np.sin(
+        math.pi * time
+    )
     spikes = (rng.random((steps, RUNS)) < 0.03) * np.log(rng.uniform(1.2, 3.0, (steps, RUNS)))
     return (walk + drift + spikes).T.reshape(RUNS, blocks, SAMPLES)
 
 
-def interleaved(rng: np.random.Generator, rounds: int) -> NDArray[np.float64]:
+def interleaved(rng: np.random.Generator, rounds: int, steepest: float = 0.05) -> NDArray[np.float64]:
     """Log block medians of two equal implementations, a block of each a round in random order: [2, RUNS, rounds]."""
-    medians = np.median(machine_noise(rng, 2 * rounds), axis=2).reshape(RUNS, rounds, 2)
+    medians = np.median(machine_noise(rng, 2 * rounds, steepest), axis=2).reshape(RUNS, rounds, 2)
     swapped = rng.random((RUNS, rounds, 1)) < 0.5
     return np.where(swapped, medians[..., ::-1], medians).transpose(2, 0, 1)
 
@@ -90,6 +92,24 @@ def test_a_slowdown_of_two_percent_is_found_and_measured() -> None:
 
     assert alarms(slower, theirs) >= least(0.99)
     assert alarms(slower, theirs, truth=1.02) <= most(0.05)
+
+
+@pytest.mark.parametrize("steepest", [0.1, 0.3])
+def test_however_steep_the_drift_verdicts_on_interleaved_blocks_hold(steepest: float) -> None:
+    ours, theirs = interleaved(np.random.default_rng(8), 20, steepest)
+
+    assert alarms(ours, theirs) <= most(0.05)
+    assert alarms(ours + math.log(1.02), theirs, truth=1.02) <= most(0.05)
+    assert alarms(ours + math.log(1.02), theirs) >= least(0.95)
+
+
+def test_a_slowdown_of_a_fifth_of_a_percent_is_never_called_more_than_one() -> None:
+    ours, theirs = interleaved(np.random.default_rng(9), 20)
+    intervals = [
+        ratio([(a + math.log(1.002)).tolist()], [b.tolist()]) for a, b in zip(ours, theirs, strict=True)
+    ]
+
+    assert not any((interval.low or 0.0) > 1.01 for interval in intervals)
 
 
 @pytest.mark.parametrize("rounds", [5, 10, 23])

@@ -133,6 +133,21 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--device", default="cpu")
     _plugin(check)
 
+    proof = verbs.add_parser("selftest", help="check that attnbench measures right on this machine")
+    proof.add_argument("--quick", action="store_true", help="in a minute, with fewer repetitions")
+    proof.add_argument(
+        "--only",
+        action="extend",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="checks to make, such as durations,memory",
+    )
+    proof.add_argument("--json", action="store_true", help="all of it for programs")
+    proof.add_argument(
+        "--calibrate", action="store_true", help="make no checks, but store how far runs lie apart here"
+    )
+
     verbs.add_parser("schema", help="print the JSON Schema of a suite")
     return root
 

@@ -1,0 +1,81 @@
+"""`Bench`: specimens measured by the path that every run takes: plan, fork servers, verdict, blocks, rows."""
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from attnbench import plan, plugins, runner, suites
+from attnbench.environment import available_cores
+from attnbench.forkserver import ForkServer
+from attnbench.records import Result, Timing
+
+PLUGIN = "attnbench.selftest.specimens"
+TINY = "batch=1 heads=2 head_dim=16 seqlen=16"
+"""Where the answer is to cost nothing."""
+SMALL = "batch=1 heads=4 head_dim=64 seqlen=128"
+MIDDLE = "batch=1 heads=8 head_dim=64 seqlen=384"
+
+
+class Measures(Protocol):
+    """What checks ask of a bench."""
+
+    cores: int
+
+    def measure(
+        self, problem: str, names: Sequence[str], *, threads: int = 1, settings: Sequence[str] = ()
+    ) -> Mapping[str, Result]:
+        """A row for each implementation; `settings` are those of `--set`, the preset is `quick`."""
+
+
+class Bench(contextlib.AbstractContextManager["Bench"]):
+    """Two fork servers that live as long as the block."""
+
+    def __init__(self) -> None:
+        self.cores = available_cores()
+        self.server: ForkServer
+        self._patient: ForkServer
+        self._stack = contextlib.ExitStack()
+        self._registry = plugins.discover([PLUGIN])
+
+    def __enter__(self) -> "Bench":
+        self._patient = self._stack.enter_context(runner.fork_server(patient=True))
+        self.server = self._stack.enter_context(runner.fork_server())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure(
+        self, problem: str, names: Sequence[str], *, threads: int = 1, settings: Sequence[str] = ()
+    ) -> dict[str, Result]:
+        """As `Measures.measure`. Raises `UserError`."""
+        suite = suites.suite_of_problem(problem, ["measure.preset=quick", *settings])
+        devices = plan.resolve(suite.devices)
+        made = plan.make(suite, self._registry, devices=devices, threads=threads, only=names)
+        with tempfile.TemporaryDirectory(prefix="attnbench-selftest-") as folder:
+            rows = runner.Runner(
+                plan=made,
+                suite=suite,
+                registry=self._registry,
+                server=self.server,
+                patient=self._patient,
+                folder=Path(folder),
+                seed=secrets.randbelow(2**31),
+            ).run()
+        if any(row.reason == "interrupted" for row in rows):
+            raise KeyboardInterrupt
+        return {row.cell.implementation: row for row in rows}
+
+
+def timing(row: Result) -> Timing:
+    """The timing of a row that must have one. Raises `NotMeasuredError`."""
+    if row.timing is None:
+        raise NotMeasuredError(f"{row.cell.implementation} is {row.status}: {row.reason}")
+    return row.timing
+
+
+class NotMeasuredError(Exception):
+    """A specimen that is right was not measured; the message says how its row ended."""

@@ -1,0 +1,97 @@
+"""Contention: the same work beside busy processes. Its time is right, or its row is graded noisy."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from attnbench.selftest.bench import MIDDLE, SMALL, TINY, Measures, timing
+from attnbench.selftest.check import Check
+from attnbench.selftest.specimens import SAMES, WAITS_S
+
+BOUND = 0.03
+QUIET = "A"
+NOISY = ("B", "C")
+
+_BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    pass"
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes beside, each of which keeps a core busy, and ends with this one."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        started.extend(subprocess.Popen([sys.executable, "-S", "-c", _BUSY]) for _ in range(count))
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is measured under load."""
+
+    text: str
+    problem: str
+    implementation: str
+    threads: int
+    known_s: float | None = None
+    """How long it takes, where that is known without measuring."""
+
+
+def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+    """A check for each kind of work."""
+    wait = "selftest-wait-1ms"
+    works = [
+        Work(text="a busy wait", problem=TINY, implementation=wait, threads=1, known_s=WAITS_S[wait]),
+        Work(text="attention in one thread", problem=SMALL, implementation=SAMES[0], threads=1),
+    ]
+    if bench.cores > 1:
+        text = f"attention in {bench.cores} threads"
+        works.append(Work(text=text, problem=MIDDLE, implementation=SAMES[0], threads=bench.cores))
+    loads = list(dict.fromkeys((0, 1, bench.cores)))
+    found: list[dict[str, tuple[float, str]]] = []
+    for load in (*loads, 0):
+        with busy(load):
+            found.append({work.text: _measured(bench, work) for work in works})
+    for work in works:
+        first, *loaded, last = (measured[work.text] for measured in found)
+        yield _judged(work, loads[1:], (first, last), loaded)
+
+
+def _measured(bench: Measures, work: Work) -> tuple[float, str]:
+    """Median in seconds and grade."""
+    rows = bench.measure(work.problem, [work.implementation], threads=work.threads)
+    row = timing(rows[work.implementation])
+    return row.median_s, row.grade
+
+
+def _judged(
+    work: Work,
+    loads: list[int],
+    quiet: tuple[tuple[float, str], tuple[float, str]],
+    loaded: list[tuple[float, str]],
+) -> Check:
+    """Between two quiet measurements a machine may drift: anything from one to the other is right."""
+    low, high = (work.known_s,) * 2 if work.known_s else sorted(median for median, _ in quiet)
+    assert low is not None
+    assert high is not None
+    off = [max(median / high - 1, 0.0) + min(median / low - 1, 0.0) for median, _ in loaded]
+    silent = [abs(share) for share, (_, grade) in zip(off, loaded, strict=True) if grade not in NOISY]
+    told = ", ".join(
+        f"{share:+.1%} beside {load}{f' (graded {grade})' if grade else ''}"
+        for share, load, (_, grade) in zip(off, loads, loaded, strict=True)
+    )
+    noisy = sorted({grade for _, grade in quiet} - {QUIET, ""})
+    unsteady = "" if high / low - 1 <= BOUND else f", though it took from 0 to {high / low - 1:+.1%} alone"
+    passed = all(share <= BOUND for share in silent)
+    text = f"{work.text} is measured {told} busy processes, at most ±{BOUND:.0%} or graded noisy{unsteady}"
+    if noisy and work.known_s is None:
+        passed = False
+        text += f"; nothing can be said, because it is graded {' and '.join(noisy)} with nothing beside it"
+    elif unsteady:
+        passed = False
+    return Check(name="contention", figure=max(silent, default=0.0), bound=BOUND, passed=passed, text=text)

@@ -1,0 +1,36 @@
+"""Several short runs of the same cells, each with servers of its own: how far apart do their medians lie?"""
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from attnbench import environment
+from attnbench.calibration import Calibration, pooled
+from attnbench.selftest.bench import MIDDLE, SMALL, Bench, timing
+
+RUNS = 5
+IMPLEMENTATIONS = ("torch-sdpa", "torch-naive")
+
+
+def calibrate() -> Calibration:
+    """The spread between runs with all cores, each cell measured as by the preset `quick`.
+
+    Raises `NotMeasuredError` where a cell is not ok.
+    """
+    medians: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for _ in range(RUNS):
+        with Bench() as bench:
+            for problem in (SMALL, MIDDLE):
+                rows = bench.measure(problem, IMPLEMENTATIONS, threads=bench.cores)
+                for name, row in rows.items():
+                    medians[problem, name].append(timing(row).median_s)
+    spread, degrees = pooled(list(medians.values()))
+    return Calibration(
+        device=str(environment.describe()["cpu"]["model"]),
+        threads=environment.available_cores(),
+        torch=version("torch"),
+        spread=spread,
+        degrees=degrees,
+        runs=RUNS,
+        taken=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
