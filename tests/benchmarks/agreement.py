@@ -64,7 +64,7 @@ def pyperf(folder: Path) -> float:
     shell(folder, "with_pyperf.py", "--inherit-environ=PYTHONPATH", "-o", "pyperf.json")
     document = json.loads((folder / "pyperf.json").read_text())
     values = [value for run in document["benchmarks"][0]["runs"] for value in run.get("values", ())]
-    return statistics.median(values)
+    return float(statistics.median(values))
 
 
 SHELL: Mapping[str, tuple[str, Callable[[Path], float]]] = {
