@@ -410,7 +410,7 @@ def test_each_check_is_a_line_and_one_that_fails_is_exit_code_one(
         Check(name="durations", passed=True, text="right", figure=0.1, bound=0.2),
         Check(name="caches", passed=None, text="skipped: a reason"),
     ]
-    monkeypatch.setattr(selftest, "checks", lambda names, quick: iter(several))
+    monkeypatch.setattr(selftest, "checks", lambda names, quick, waiting: iter(several))
     assert main(["selftest"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "pass  durations   right",
@@ -433,7 +433,7 @@ def test_each_check_is_a_line_and_one_that_fails_is_exit_code_one(
 
 def test_only_chooses_checks_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[str]] = []
-    monkeypatch.setattr(selftest, "checks", lambda names, quick: iter(asked.append(names) or ()))
+    monkeypatch.setattr(selftest, "checks", lambda names, quick, waiting: iter(asked.append(names) or ()))
     assert main(["selftest", "--only", "memory,durations"]) == 0
     assert asked == [["durations", "memory"]]
 
@@ -455,7 +455,7 @@ def test_what_cannot_be_measured_fails_and_the_others_go_on(monkeypatch: pytest.
 
     monkeypatch.setattr(selftest, "Bench", contextlib.nullcontext)
     monkeypatch.setattr(selftest, "CHECKS", {"wrong": wrong, "right": right})
-    found = list(selftest.checks(["wrong", "right"], quick=True))
+    found = list(selftest.checks(["wrong", "right"], quick=True, waiting=str))
     assert [(check.name, check.passed) for check in found] == [("wrong", False), ("right", True)]
 
 

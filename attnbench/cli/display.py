@@ -124,3 +124,8 @@ def _drawn(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
                 bar.console.print(_line(now.row), markup=False, highlight=False)
 
         yield listen
+
+
+def waiting(device: str) -> None:
+    """Say that another run has to end first."""
+    print(f"waiting for another run of attnbench on {device} to end", file=sys.stderr, flush=True)

@@ -55,7 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
         wanted = plan.resolve(suite.devices, (choose.cpu(suite), *devices))
         missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
-        stack.enter_context(lock.held([str(device) for device in wanted], _say_that_it_waits))
+        stack.enter_context(lock.held([str(device) for device in wanted], display.waiting))
         seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
         head = header.make(
             schema=results.SCHEMA,
@@ -109,10 +109,6 @@ def main(arguments: argparse.Namespace) -> int:
     if job.stopped == "interrupted":
         return INTERRUPTED
     return _code(rows, arguments.strict)
-
-
-def _say_that_it_waits(device: str) -> None:
-    print(f"waiting for another run of attnbench on {device} to end", file=sys.stderr, flush=True)
 
 
 def _time_budget(text: str | None) -> float | None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from attnbench import __version__, calibration, selftest
+from attnbench.cli import display
 from attnbench.errors import UserError
 from attnbench.problem import suggestion
 from attnbench.selftest import Check
@@ -26,7 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
         if name not in selftest.CHECKS:
             raise UserError(f"--only: there is no check `{name}`", hint=suggestion(name, selftest.CHECKS))
     names = [name for name in selftest.CHECKS if name in arguments.only or not arguments.only]
-    found = list(_shown(selftest.checks(names, arguments.quick), quiet=arguments.json))
+    found = list(_shown(selftest.checks(names, arguments.quick, display.waiting), quiet=arguments.json))
     failed = [check for check in found if check.passed is False]
     if arguments.json:
         document = {
@@ -50,7 +51,7 @@ def _shown(checks: Iterator[Check], quiet: bool) -> Iterator[Check]:
 
 def _calibrate(as_json: bool) -> int:
     try:
-        taken = selftest.calibrate()
+        taken = selftest.calibrate(display.waiting)
     except selftest.NotMeasuredError as error:
         raise UserError(f"the machine could not be calibrated: {error}") from None
     path = calibration.store(taken)

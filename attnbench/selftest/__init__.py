@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from attnbench import lock
 from attnbench.selftest import (
     agreement,
     alarms,
@@ -33,9 +34,12 @@ CHECKS: Mapping[str, Callable[[Bench, bool], Iterator[Check]]] = {
 """Each takes a bench, and whether there is little time."""
 
 
-def checks(names: Sequence[str], quick: bool) -> Iterator[Check]:
-    """The checks of these names as they come in. What cannot be measured fails; the others go on."""
-    with Bench() as bench:
+def checks(names: Sequence[str], quick: bool, waiting: Callable[[str], object]) -> Iterator[Check]:
+    """The checks of these names as they come in. What cannot be measured fails; the others go on.
+
+    `waiting` is told where another run has to end first.
+    """
+    with lock.held(["cpu"], waiting), Bench() as bench:
         for name in names:
             try:
                 yield from CHECKS[name](bench, quick)

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from attnbench.noise import GRADES
 from attnbench.selftest.bench import MIDDLE, SMALL, TINY, Measures, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import SAMES, WAITS_S
 
 BOUND = 0.03
-QUIET = "A"
-NOISY = ("B", "C")
+*_, WORST = GRADES
 
 _BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    pass"
 
@@ -80,18 +80,17 @@ def _judged(
     assert low is not None
     assert high is not None
     off = [max(median / high - 1, 0.0) + min(median / low - 1, 0.0) for median, _ in loaded]
-    silent = [abs(share) for share, (_, grade) in zip(off, loaded, strict=True) if grade not in NOISY]
+    silent = [abs(share) for share, (_, grade) in zip(off, loaded, strict=True) if grade not in GRADES[1:]]
     told = ", ".join(
         f"{share:+.1%} beside {load}{f' (graded {grade})' if grade else ''}"
         for share, load, (_, grade) in zip(off, loads, loaded, strict=True)
     )
-    noisy = sorted({grade for _, grade in quiet} - {QUIET, ""})
     unsteady = "" if high / low - 1 <= BOUND else f", though it took from 0 to {high / low - 1:+.1%} alone"
     passed = all(share <= BOUND for share in silent)
     text = f"{work.text} is measured {told} busy processes, at most ±{BOUND:.0%} or graded noisy{unsteady}"
-    if noisy and work.known_s is None:
+    if work.known_s is None and WORST in (grade for _, grade in quiet):
         passed = False
-        text += f"; nothing can be said, because it is graded {' and '.join(noisy)} with nothing beside it"
+        text += f"; nothing can be said, because it is graded {WORST} with nothing beside it"
     elif unsteady:
         passed = False
     return Check(name="contention", figure=max(silent, default=0.0), bound=BOUND, passed=passed, text=text)

@@ -89,7 +89,11 @@ class _Drill:
             process = subprocess.Popen(
                 [*self._program, *words],
                 cwd=self._here,
-                env={**os.environ, MARKER: self._here.name},
+                env={
+                    **os.environ,
+                    MARKER: self._here.name,
+                    "TMPDIR": str(self._here),
+                },  # with a lock of its own
                 stdin=subprocess.DEVNULL,
                 stdout=told,
                 stderr=told,

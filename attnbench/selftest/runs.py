@@ -1,10 +1,11 @@
 """Several short runs of the same cells, each with servers of its own: how far apart do their medians lie?"""
 
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from attnbench import environment
+from attnbench import environment, lock
 from attnbench.calibration import Calibration, pooled
 from attnbench.selftest.bench import MIDDLE, SMALL, Bench, timing
 
@@ -12,14 +13,16 @@ RUNS = 5
 IMPLEMENTATIONS = ("torch-sdpa", "torch-naive")
 
 
-def calibrate() -> Calibration:
+def calibrate(waiting: Callable[[str], object]) -> Calibration:
     """The spread between runs with all cores, each cell measured as by the preset `quick`.
+
+    `waiting` is told where another run has to end first.
 
     Raises `NotMeasuredError` where a cell is not ok.
     """
     medians: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(RUNS):
-        with Bench() as bench:
+        with lock.held(["cpu"], waiting), Bench() as bench:
             for problem in (SMALL, MIDDLE):
                 rows = bench.measure(problem, IMPLEMENTATIONS, threads=bench.cores)
                 for name, row in rows.items():
