@@ -37,14 +37,16 @@ FLOORS = {
 def _floor(problem: Problem, top_score: float) -> float:
     """Least error that the yardstick is credited with.
 
-    Half types keep scores and sums in float32, so only the rounding of the result remains. In a wide type the
-    scores, sums of D products, are themselves about eps / 2 * max(sqrt(D), |score|) off, the weights
-    relatively as much, and dP likewise with Dv: a yardstick that rounds better than that was lucky.
+    Half types keep scores and sums in float32, so only the rounding of the result remains. In a wide type a
+    sum of n terms is about eps / 2 * sqrt(n) off where they are added up in order (Higham and Mary 2019): of
+    scores n is D, of weights Sk, of gradients up to Sq. Scores are also rounded to eps / 2 * |score|, and the
+    weights relatively as much. A yardstick that rounds better than that was lucky, or added up in pairs.
     """
     floor = FLOORS[problem.dtype]
     if problem.dtype in (DType.FLOAT32, DType.FLOAT64):
         half = torch.finfo(TORCH_DTYPES[problem.dtype]).eps / 2
-        return max(floor, half * max(math.sqrt(max(problem.head_dim, problem.head_dim_v)), top_score))
+        terms = max(problem.head_dim, problem.head_dim_v, *(problem.uniform or ()))
+        return max(floor, half * max(math.sqrt(terms), top_score))
     return floor
 
 

@@ -229,6 +229,17 @@ def test_narrow_heads_whose_rows_are_zero_by_chance_are_accepted(dim: int) -> No
         assert there.judge(tiled(there.problem, there.inputs))[1] is None, (dtype, kind)
 
 
+def test_many_weights_may_be_added_up_in_order() -> None:
+    there = case("seqlen_q=64 seqlen_kv=32768 heads=2 head_dim=64 dtype=float32 mask=causal", "peaked")
+    q, k, v = there.inputs.q, there.inputs.k, there.inputs.v
+    s = (q @ k.mT * there.problem.softmax_scale).masked_fill(~allowed(there.problem), -math.inf)
+    p = (s - s.amax(-1, keepdim=True)).exp()
+    total = torch.zeros(*p.shape[:-1], 8)  # as a vector of eight lanes does it
+    for part in p.split(8, -1):
+        total += part
+    assert there.judge({"out": p / total.sum(-1, keepdim=True) @ v})[1] is None
+
+
 def test_queries_with_a_single_key_do_not_reject_gradients_that_vanish_only_by_cancellation() -> None:
     for dtype, kind in product((*DTYPES, "float64"), inputs.KINDS):
         there = case(f"{SHAPES['square']} dtype={dtype} mask=window:left=0:right=0 {GRADIENTS}", kind)
