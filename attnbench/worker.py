@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import io
+import itertools
 import math
 import os
 import resource
@@ -23,6 +24,7 @@ from attnbench.forkserver import Channel
 from attnbench.implementation import Implementation, Inputs, Prepared, Step
 from attnbench.problem import Direction, Problem
 from attnbench.records import Status
+from attnbench.units import seconds_text
 
 Answer = dict[str, Any]
 
@@ -34,9 +36,20 @@ _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "not en
 _POISON_ELEMENTS = 2**18
 """Up to 16 copies of a small output, and two of a large one."""
 
+_PAIRS = 16
+"""Of calls with new and with known values. One of an honest implementation's may be slower by chance, all once in 2^16."""
+_SAVED = 2.0
+"""An implementation that answers known values faster by more than this factor ..."""
+_SAVED_S = 20e-6
+"""... and by more than this remembers answers."""
+
 
 class WrongError(Exception):
     """What the implementation returned or did cannot be right; the message says why."""
+
+
+class ImpossibleError(Exception):
+    """The times cannot be those of the work; the message says why."""
 
 
 def serve(channel: Channel) -> None:
@@ -60,6 +73,8 @@ def explain(error: BaseException) -> tuple[Status, str]:
     text = next(iter(str(error).strip().splitlines()), "")
     if isinstance(error, WrongError):
         return Status.WRONG, text
+    if isinstance(error, ImpossibleError):
+        return Status.IMPOSSIBLE, text
     trace, place = error.__traceback__, ""
     while trace is not None:
         place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
@@ -98,6 +113,8 @@ class Job:
         self.clock = clocks.clock(message["clock"], self.device)
         self.before: clocks.Before = clocks.nothing
         self.last: Any = None
+        self.least_s = math.inf
+        """Of a call in the last block."""
 
     def _confine(self, memory_bytes: int, threads: int) -> None:
         torch.set_num_threads(1)  # until `prepare`: a first parallel region costs more than it saves here
@@ -200,7 +217,7 @@ class Job:
         before = environment.waited_s()
         taken = self.clock.take(self.step, clocks.Pace(**message["pace"]), self.before)
         after = environment.waited_s()
-        self.last = taken.last
+        self.last, self.least_s = taken.last, min(taken.seconds)
         waited = None if before is None or after is None else max(0.0, after - before)
         return dataclasses.asdict(dataclasses.replace(taken, last=None, waited_s=waited))
 
@@ -209,11 +226,43 @@ class Job:
         if isinstance(self.step, caches.Rotation):  # the copy that gave it is the one to go on with
             self.inputs, self.prepared = self.copies[self.step.place], self.turns[self.step.place]
             self.step.kept.clear()
-        timed = self._output("timed", self.last)
-        self.last = None
         for copy in self.copies:
             self._unchanged(self.checksum, copy)
-        return {"outputs": {"timed": timed, "peaked": self._renewed()[0]}}
+        with self._one_thread():
+            self.inputs.v.neg_()  # whoever computes only when read, outside the clock, gives another answer
+        timed = self._output("timed", self.last)
+        self.last = None
+        peaked, seconds = self._renewed()
+        if self._saves(seconds, self.least_s):
+            self._forgets()
+        return {"outputs": {"timed": timed, "peaked": peaked}}
+
+    def _saves(self, new_s: float, known_s: float) -> bool:
+        return new_s > _SAVED * known_s + _SAVED_S
+
+    def _forgets(self) -> None:
+        """Raise `ImpossibleError` where calls with new values take longer than calls with the same again.
+
+        For an honest implementation the two calls of a pair could change places, so that in each pair either
+        has an even chance of being the slower. Before both, all inputs are read by all threads.
+        """
+        once = clocks.Pace(inner=1, samples=1, warm=0)
+        tensors, now = (self.inputs.q, self.inputs.k, self.inputs.v), (1.0, 1.0, 1.0)
+        factors = itertools.product((1.0, 0.5, 2.0), repeat=3)
+        for new in itertools.islice(factors, 1, 1 + _PAIRS):
+            with self._one_thread():
+                for tensor, factor, before in zip(tensors, new, now, strict=True):
+                    tensor.mul_(factor / before)
+            now, seconds = new, []
+            for _ in ("new", "known"):
+                if self.prepared.refresh:
+                    self.prepared.refresh()
+                inputs.checksum(self.inputs)
+                seconds.append(min(self.clock.take(self.prepared.step, once).seconds))
+            if not self._saves(*seconds):
+                return
+        new_s, known_s = map(seconds_text, seconds)
+        raise ImpossibleError(f"{new_s} a call with values it had not seen, {known_s} with the same again")
 
     # ------------------------------------------------------------ outputs
 
