@@ -1,0 +1,96 @@
+"""The problems on which the zoo is judged, and the judging of what needs no process of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from zoo.defects import Compute
+
+from attnbench import inputs, reference, verify
+from attnbench.implementation import Inputs
+from attnbench.problem import Problem
+
+DTYPES = ("bfloat16", "float16", "float32")
+LENGTHS = {"512": 512, "8k": 8192, "32k": 32768}
+WORK = 5e8  # as in a run, so that at 32k keys a sample is judged
+SEED = 20261121
+
+SHAPES = {
+    "full": "mask=full",
+    "large": "mask=full scale=16.0",  # scores of several hundred, as q k^T without a scale
+    "batch": "batch=2 mask=full",
+    "causal": "mask=causal",
+    "window": "mask=window:left=200:right=16",
+    "empty-rows": "mask=chunked:size={short}*causal-top-left",  # from row 64 on no key is allowed
+    "ragged": "mask=full",
+    "wide-values": "head_dim_v=80 mask=full",
+    "grouped": "heads_q=4 heads_kv=2 mask=full",
+    "capped": "mask=full modifiers=softcap:cap=20",
+    "capped-window": "mask=window:left=200:right=16 modifiers=softcap:cap=3",
+    "gradients": "mask=causal direction=forward_backward",
+    "grouped-gradients": "heads_q=4 heads_kv=2 mask=causal direction=forward_backward",
+    "capped-gradients": "mask=causal modifiers=softcap:cap=20 direction=forward_backward",
+}
+"""What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys."""
+
+RAGGED = 37  # keys beyond a multiple of any tile
+
+
+def problem(shape: str, keys: int, dtype: str) -> Problem:
+    words = SHAPES[shape].format(short=keys - 64)
+    if "heads" not in words:
+        words += " heads=2"
+    keys += RAGGED if shape == "ragged" else 0
+    return Problem.parse(f"seqlen_q=128 seqlen_kv={keys} head_dim=64 dtype={dtype} {words}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The verdict on one algorithm and one problem, over all kinds of inputs."""
+
+    reason: str | None
+    """Of the first kind of inputs that shows it wrong; None for right."""
+    ratio: float
+    """The largest error, of a row or a tensor, over what is allowed there; infinite where it is not finite."""
+
+
+@cache
+def exhibit(text: str) -> list[tuple[str, Inputs, inputs.Sample, verify.Standard]]:
+    """Inputs of every kind, and what is right for them; 200 MB at 32k keys."""
+    of, found = Problem.parse(text), []
+    sample = inputs.sample(of, work=WORK, seed=SEED)
+    for kind in inputs.KINDS:
+        made = inputs.make(of, kind=kind, seed=SEED, device="cpu", qkv_format="bhsd")
+        if sample.share < 1:
+            inputs.mask_dout(made, sample, "bhsd")
+        right, yard = (f(of, made, sample) for f in (reference.oracle, reference.yardstick))
+        found.append((kind, made, sample, verify.Standard(of, right, yard, sample.share)))
+    return found
+
+
+def judge(compute: Compute, of: Problem) -> Found:
+    """As canary and judge of a run do it, without their processes."""
+    reasons, ratios = [], [0.0]
+    for kind, given, sample, standard in exhibit(of.text):
+        before = inputs.checksum(given)
+        outputs = tuple(compute(of, given)[name] for name in inputs.OUTPUTS[of.direction])
+        contract = verify.inspect(outputs, of, given, "cpu", "bhsd")
+        assert not isinstance(contract, str), contract  # a member computes; it does not break the contract
+        assert inputs.checksum(given) == before
+        for name, tensor in inputs.pick(contract, of, sample, "bhsd").items():
+            accuracy, reason = standard.compare({name: tensor})
+            row, rms = verify.FACTORS[name]
+            ratios += [
+                accuracy.row / (row * accuracy.yardstick_row),
+                accuracy.rms / (rms * accuracy.yardstick_rms),
+            ]
+            reasons += [f"{reason} ({kind} inputs)"] if reason else []
+    return Found(reason=next(iter(reasons), None), ratio=max(ratios))
+
+
+def grid(lengths: dict[str, int], dtypes: tuple[str, ...]) -> Iterator[tuple[str, str, str, Problem]]:
+    """(shape, length, dtype, problem)."""
+    for shape in SHAPES:
+        for length, keys in lengths.items():
+            for dtype in dtypes:
+                yield shape, length, dtype, problem(shape, keys, dtype)

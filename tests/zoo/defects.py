@@ -1,0 +1,405 @@
+"""Attention with one thing wrong. Without its defect each is the same code and right: its clean twin.
+
+`flash` is a tiled kernel with an online softmax and an explicit backward pass, `chain` the three steps over the whole
+matrix of scores; both keep sums in float32 and round the weights to the problem's dtype. A defect is a line in one of
+them, or a change of what goes into `flash` or comes out of it. Letters as in `attnbench.problem`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attnbench.implementation import Inputs
+from attnbench.problem import Causal, CausalTopLeft, Full, Problem, Softcap, Window
+
+Outputs = dict[str, Tensor]
+Compute = Callable[[Problem, Inputs], Outputs]
+
+TILE = 128  # keys
+ROWS = 64  # query rows of what a kernel would call a block
+
+
+def allowed(problem: Problem) -> Tensor:
+    """[Sq, Sk]."""
+    sq, sk = problem.uniform
+    return problem.mask.allowed(torch.arange(sq)[:, None], torch.arange(sk)[None], sq, sk).expand(sq, sk)
+
+
+def wider(problem: Problem, given: Inputs) -> list[Tensor]:
+    """q, k and v in float32, a key/value head for every query head."""
+    shared, to = problem.heads_q // problem.heads_kv, torch.promote_types(given.q.dtype, torch.float32)
+    return [given.q.to(to), *(t.to(to).repeat_interleave(shared, 1) for t in (given.k, given.v))]
+
+
+def cap_of(problem: Problem) -> float | None:
+    return next((m.cap for m in problem.modifiers if isinstance(m, Softcap)), None)
+
+
+def flash(problem: Problem, given: Inputs, defect: str = "", mask: Tensor | None = None) -> Outputs:
+    """Online softmax over tiles of keys, backward from the log-sum-exp (Dao 2023, algorithms 1 and 2)."""
+    dtype, sk, scale, cap = given.q.dtype, given.k.shape[2], problem.softmax_scale, cap_of(problem)
+    q, k, v = wider(problem, given)
+    mask = allowed(problem) if mask is None else mask
+    tiles = [slice(at, min(at + TILE, sk)) for at in range(0, sk, TILE)]
+    if defect == "last-tile-dropped":
+        tiles = tiles[:-1]
+    if defect == "ragged-tail-dropped" and sk % TILE:
+        tiles = tiles[:-1]
+    if defect == "tile-read-twice":
+        tiles.append(tiles[-1])
+
+    def narrow(t: Tensor) -> Tensor:
+        return t.to(dtype).to(t.dtype)
+
+    def scores(at: slice, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        s, slope = q @ k[:, :, at].mT * scale, None
+        if cap is not None:
+            bent = torch.tanh(s / cap)
+            s, slope = cap * bent, 1 - bent * bent
+        forbidden = ~mask[:, at]
+        if defect == "diagonal-tile-unmasked" and mask[:, at].any() and forbidden.any():
+            return s, slope  # only whole tiles are left out
+        return s.masked_fill_(forbidden, -math.inf), slope
+
+    top = torch.full((*q.shape[:3], 1), torch.finfo(q.dtype).min, dtype=q.dtype)
+    total, acc = torch.zeros_like(top), torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype)
+    for at in tiles:
+        s, _ = scores(at, mask)
+        high = torch.maximum(top, s.amax(-1, keepdim=True))
+        if defect == "no-max-subtracted":
+            high = torch.zeros_like(top)
+        if defect == "max-of-first-tile-only" and at.start:
+            high = top
+        p, shrink = (s - high).exp_(), (top - high).exp()
+        if defect == "no-max-subtracted":
+            shrink = torch.ones_like(top)
+        total = total * (1 if defect == "sum-not-rescaled" else shrink)
+        if defect != "last-tile-not-in-the-sum" or at.stop < sk:
+            total = total + p.sum(-1, keepdim=True)
+        acc = acc * (1 if defect == "output-not-rescaled" else shrink) + narrow(p) @ v[:, :, at]
+        if (
+            defect == "padding-not-masked" and at.stop - at.start < TILE
+        ):  # zero keys score 0, their values are 0
+            total = total + (TILE - (at.stop - at.start)) * (-high).exp()
+        top = high
+    some = total != 0
+    out = acc / total.masked_fill(~some, 1)
+    if defect == "empty-row-is-the-mean":
+        out = torch.where(some, out, v.mean(2, keepdim=True))
+    if defect == "empty-row-is-nan":
+        out = acc / total
+    if defect == "not-divided-by-the-sum":
+        out = acc * (top.exp() / sk)
+    found = {"out": out.to(dtype)}
+    if given.dout is None:
+        return found
+
+    dout, lse = given.dout.to(q.dtype), top + total.masked_fill(~some, 1).log()
+    if defect == "dout-ignored":
+        dout = (dout != 0).to(q.dtype)  # ones, but zero outside the sample
+    delta = (dout * narrow(out)).sum(-1, keepdim=True)
+    if defect == "backward-without-row-sum":
+        delta = torch.zeros_like(delta)
+    if defect == "backward-with-max-for-lse":
+        lse = top
+    if defect == "backward-without-mask":
+        mask = torch.ones_like(mask)
+    if defect == "backward-mask-one-wide":
+        mask = mask | mask.roll(1, 1)
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for at in tiles:
+        s, slope = scores(at, mask)
+        p = (s - lse).exp_()
+        dv[:, :, at] = narrow(p).mT @ dout
+        ds = p * (dout @ v[:, :, at].mT - delta)
+        if slope is not None and defect != "backward-without-softcap":
+            ds = ds * slope
+        ds = narrow(ds)
+        part = ds @ k[:, :, at] * (1 if defect == "dq-without-scale" else scale)
+        dq = part if defect == "dq-of-last-tile-only" else dq + part
+        dk[:, :, at] = ds.mT @ q * (1 if defect == "dk-without-scale" else scale)
+    if defect == "dk-scale-2-%":
+        dk = dk * 1.02
+    shared = problem.heads_q // problem.heads_kv
+    dk, dv = (narrow(t).unflatten(1, (-1, shared)) for t in (dk, dv))  # [B, Hk, Hq/Hk, Sk, D]
+    if defect == "gradients-of-one-head-of-a-group":
+        dk, dv = dk[:, :, :1], dv[:, :, :1]
+    return found | {"dq": dq.to(dtype), "dk": dk.sum(2).to(dtype), "dv": dv.sum(2).to(dtype)}
+
+
+def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
+    """Matmul, softmax, matmul; forward only."""
+    dtype, scale, cap = given.q.dtype, problem.softmax_scale, cap_of(problem)
+    q, k, v = wider(problem, given)
+    mask = allowed(problem)
+    s = q @ k.mT
+    if defect == "scale-after-softcap":
+        s = cap * torch.tanh(s / cap) * scale
+    elif cap is None or defect == "softcap-omitted":
+        s = s * scale
+    elif defect == "softcap-after-mask":
+        s = cap * torch.tanh((s * scale).masked_fill(~mask, -math.inf) / cap)
+        mask = torch.ones_like(mask)
+    else:
+        s = cap * torch.tanh(s * scale / cap)
+    if defect == "masked-score-zero":
+        s = s.masked_fill(~mask, 0)
+    elif defect == "mask-after-softmax":
+        s = s.softmax(-1).masked_fill(~mask, 0).log()
+    elif not bool(mask.all()):
+        s = s.masked_fill(~mask, -math.inf)
+    if defect == "no-softmax":
+        p = s / s.abs().sum(-1, keepdim=True)
+    elif defect == "softmax-over-queries":
+        p = s.softmax(-2)
+    elif defect == "mask-after-softmax":
+        p = s.exp()
+    elif defect == "base-2":
+        p = (s * math.log(2)).softmax(-1)
+    else:
+        p = s.softmax(-1)
+    if defect == "double-softmax":
+        p = p.softmax(-1)
+    if defect == "weights-in-fp8":
+        top = p.amax(-1, keepdim=True)
+        p = (p / top * 448).to(torch.float8_e4m3fn).to(p.dtype) * (top / 448)
+    if defect == "dropout-left-on":
+        kept = torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) >= 0.1
+        p = p * kept / 0.9
+    if defect == "largest-quarter-of-keys":
+        p = p.masked_fill(
+            p < p.quantile(0.75, -1, keepdim=True) if p.shape[-1] < 2**12 else p < p.mean(-1, True), 0
+        )
+        p = p / p.sum(-1, keepdim=True)
+    return {"out": (p.to(dtype).to(v.dtype) @ v).to(dtype)}
+
+
+# ---------------------------------------------------------------- the members
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defect:
+    """A wrong algorithm and its twin, on the problems of one kind."""
+
+    name: str
+    what: str
+    shape: str
+    """The name of its problems in `cage.SHAPES`."""
+    broken: Compute
+    clean: Compute
+
+
+def inside(name: str, shape: str, what: str, body: Callable[..., Outputs] = flash) -> Defect:
+    """A line of `body`."""
+    return Defect(
+        name=name,
+        what=what,
+        shape=shape,
+        clean=body,
+        broken=lambda problem, given: body(problem, given, name),
+    )
+
+
+def masked(name: str, shape: str, what: str, edit: Callable[[Tensor], Tensor]) -> Defect:
+    """Another mask."""
+
+    def broken(problem: Problem, given: Inputs) -> Outputs:
+        return flash(problem, given, mask=edit(allowed(problem)))
+
+    return Defect(name=name, what=what, shape=shape, clean=flash, broken=broken)
+
+
+def instead(name: str, shape: str, what: str, change: Callable[[Problem], Problem]) -> Defect:
+    """The right answer to another problem."""
+
+    def broken(problem: Problem, given: Inputs) -> Outputs:
+        return flash(change(problem), given)
+
+    return Defect(name=name, what=what, shape=shape, clean=flash, broken=broken)
+
+
+def fed(name: str, shape: str, what: str, change: Callable[[Inputs], Inputs]) -> Defect:
+    """The right answer to other inputs."""
+
+    def broken(problem: Problem, given: Inputs) -> Outputs:
+        return flash(problem, change(given))
+
+    return Defect(name=name, what=what, shape=shape, clean=flash, broken=broken)
+
+
+def spoilt(name: str, shape: str, what: str, edit: Callable[[Outputs], Outputs]) -> Defect:
+    """The right answer, changed afterwards."""
+
+    def broken(problem: Problem, given: Inputs) -> Outputs:
+        return edit(flash(problem, given))
+
+    return Defect(name=name, what=what, shape=shape, clean=flash, broken=broken)
+
+
+def out(edit: Callable[[Tensor], Tensor]) -> Callable[[Outputs], Outputs]:
+    return lambda found: found | {"out": edit(found["out"].clone())}
+
+
+def without(*columns: int) -> Callable[[Tensor], Tensor]:
+    def edit(mask: Tensor) -> Tensor:
+        mask = mask.clone()
+        mask[:, list(columns)] = False
+        return mask
+
+    return edit
+
+
+def zero(*index: object) -> Callable[[Tensor], Tensor]:
+    def edit(tensor: Tensor) -> Tensor:
+        tensor[index] = 0
+        return tensor
+
+    return edit
+
+
+def some_nan(tensor: Tensor) -> Tensor:
+    lost = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0)) < 0.04
+    return tensor.masked_fill_(lost, math.nan)
+
+
+def coarser(given: Inputs) -> Inputs:
+    """Rounded to the next shorter type: bfloat16, or float8 where it is that already."""
+    to = torch.float8_e4m3fn if given.q.dtype == torch.bfloat16 else torch.bfloat16
+    return replace(given, **{name: getattr(given, name).to(to).to(given.q.dtype) for name in "qkv"})
+
+
+def cyclic_groups(given: Inputs) -> Inputs:
+    """Query head h reads key/value head h % Hk; as inputs in which every query head has its own."""
+    take = torch.arange(given.q.shape[1]) % given.k.shape[1]
+    return replace(given, k=given.k[:, take], v=given.v[:, take])
+
+
+def one_head_each(problem: Problem) -> Problem:
+    return replace(problem, heads_kv=problem.heads_q)
+
+
+def cyclic(problem: Problem, given: Inputs) -> Outputs:
+    return flash(one_head_each(problem), cyclic_groups(given))
+
+
+def first_for_all(problem: Problem, given: Inputs) -> Outputs:
+    k, v = (t[:, :1].expand_as(t) for t in (given.k, given.v))
+    return flash(problem, replace(given, k=k, v=v))
+
+
+def uniform_weights(problem: Problem, given: Inputs) -> Outputs:
+    return flash(problem, replace(given, q=torch.zeros_like(given.q)))
+
+
+def one_key(edge: Callable[[Window], Window]) -> Callable[[Problem], Problem]:
+    def change(problem: Problem) -> Problem:
+        assert isinstance(problem.mask, Window)
+        return replace(problem, mask=edge(problem.mask))
+
+    return change
+
+
+def scaled(factor: float) -> Callable[[Problem], Problem]:
+    return lambda problem: replace(problem, scale=factor * problem.softmax_scale)
+
+
+DEFECTS = (
+    # masks
+    masked("causal-one-wide", "causal", "j <= p + 1", lambda m: m | m.roll(1, 1)),
+    masked("causal-one-narrow", "causal", "j < p", lambda m: m & m.roll(-1, 1)),
+    instead("top-left", "causal", "causal from the top left", lambda p: replace(p, mask=CausalTopLeft())),
+    instead("mask-ignored", "causal", "no mask", lambda p: replace(p, mask=Full())),
+    inside("diagonal-tile-unmasked", "causal", "only whole tiles of keys are left out"),
+    inside("masked-score-zero", "causal", "masked scores are 0 instead of -inf", chain),
+    inside("mask-after-softmax", "window", "weights masked after they were normalised", chain),
+    instead(
+        "window-left-wide", "window", "one key too many", one_key(lambda w: replace(w, left=w.left + 1))
+    ),
+    instead(
+        "window-left-narrow", "window", "one key too few", one_key(lambda w: replace(w, left=w.left - 1))
+    ),
+    instead(
+        "window-right-wide", "window", "one key too many", one_key(lambda w: replace(w, right=w.right + 1))
+    ),
+    instead(
+        "window-right-narrow", "window", "one key too few", one_key(lambda w: replace(w, right=w.right - 1))
+    ),
+    instead("window-causal-only", "window", "the left edge is ignored", lambda p: replace(p, mask=Causal())),
+    inside("empty-row-is-the-mean", "empty-rows", "a fully masked row is the mean of v"),
+    inside("empty-row-is-nan", "empty-rows", "a fully masked row is 0 / 0"),
+    # scores
+    instead("scale-1-%-large", "full", "scale x 1.01", scaled(1.01)),
+    instead("scale-1-%-small", "full", "scale x 0.99", scaled(0.99)),
+    instead("scale-of-dv", "wide-values", "1 / sqrt(Dv)", lambda p: replace(p, scale=p.head_dim_v**-0.5)),
+    instead("scale-omitted", "full", "scale 1", lambda p: replace(p, scale=1.0)),
+    inside("base-2", "full", "2^s in place of e^s", chain),
+    inside("softcap-omitted", "capped", "no softcap", chain),
+    inside("softcap-after-mask", "capped-window", "what is masked scores -cap", chain),
+    inside("scale-after-softcap", "capped", "cap tanh(q k / cap) scale", chain),
+    # softmax
+    inside("no-max-subtracted", "large", "exp(s) overflows"),
+    inside("max-of-first-tile-only", "large", "exp(s - m) overflows"),
+    inside("output-not-rescaled", "full", "online softmax: the output keeps an old maximum"),
+    inside("sum-not-rescaled", "full", "online softmax: the sum keeps an old maximum"),
+    inside("last-tile-not-in-the-sum", "full", "the denominator misses the last tile"),
+    inside("not-divided-by-the-sum", "full", "divided by the number of keys"),
+    inside("double-softmax", "full", "softmax of softmax", chain),
+    inside("no-softmax", "full", "scores over the sum of their sizes", chain),
+    inside("softmax-over-queries", "full", "the wrong axis", chain),
+    Defect(
+        name="uniform-weights", what="q ignored: the mean of v", shape="full", broken=uniform_weights, clean=flash
+    ),
+    # precision and approximation
+    inside("weights-in-fp8", "full", "an undeclared precision class", chain),
+    fed("inputs-one-type-shorter", "full", "bfloat16 inside float32 or float16, float8 inside bfloat16", coarser),
+    inside("dropout-left-on", "full", "a tenth of the weights dropped", chain),
+    inside("largest-quarter-of-keys", "full", "the smaller weights left out", chain),
+    # tiles and tails
+    masked("last-key-dropped", "full", "n - 1 keys", without(-1)),
+    masked("first-key-dropped", "full", "keys from 1", without(0)),
+    inside("last-tile-dropped", "full", "the last 128 keys"),
+    inside("ragged-tail-dropped", "ragged", "keys beyond a multiple of 128"),
+    inside("padding-not-masked", "ragged", "zero keys of the padded tile count in the sum"),
+    inside("tile-read-twice", "full", "the last 128 keys count twice"),
+    masked("every-other-key", "full", "half of the keys", lambda m: m & (torch.arange(m.shape[1]) % 2 == 0)),
+    # layout
+    spoilt("heads-swapped", "full", "first and last head", out(lambda t: t.flip(1))),
+    spoilt("batch-swapped", "batch", "first and last member", out(lambda t: t.flip(0))),
+    Defect(name="groups-cyclic", what="head h reads h % Hk", shape="grouped", broken=cyclic, clean=flash),
+    Defect(
+        name="group-0-for-all", what="every head reads the first", shape="grouped", broken=first_for_all, clean=flash
+    ),
+    spoilt(
+        "axes-reinterpreted",
+        "full",
+        "[B, S, H, D] read as [B, H, S, D]",
+        out(lambda t: t.transpose(1, 2).reshape(t.shape)),
+    ),
+    fed("keys-shifted", "full", "k one row late beside v", lambda g: replace(g, k=g.k.roll(1, 2))),
+    fed("keys-for-values", "full", "k in place of v", lambda g: replace(g, v=g.k)),
+    # outputs
+    spoilt("one-row-zero", "full", "row 63 of one head, the last of a block", out(zero(0, 0, 63))),
+    spoilt("last-rows-unwritten", "full", "the last block of query rows is 0", out(zero(..., slice(-ROWS, None), slice(None)))),
+    spoilt("wrong-dv-slice", "wide-values", "columns of v beyond D are 0", out(zero(..., slice(64, None)))),
+    spoilt("columns-shifted", "full", "one column late", out(lambda t: t.roll(1, 3))),
+    spoilt("rows-shifted", "full", "one row late", out(lambda t: t.roll(1, 2))),
+    spoilt("4-%-nan", "full", "one value in 25", out(some_nan)),
+    spoilt("all-zero", "full", "zeros", out(torch.zeros_like)),
+    # gradients
+    spoilt("dk-dv-swapped", "gradients", "dk in place of dv", lambda f: f | {"dk": f["dv"], "dv": f["dk"]}),
+    inside("dq-without-scale", "gradients", "dS k without the scale"),
+    inside("dk-without-scale", "gradients", "dS^T q without the scale"),
+    inside("dk-scale-2-%", "gradients", "dk x 1.02"),
+    spoilt("dv-misses-a-row", "gradients", "that of the last key", lambda f: f | {"dv": zero(0, 0, -1)(f["dv"].clone())}),
+    inside("backward-without-mask", "gradients", "forward right, backward full"),
+    inside("backward-mask-one-wide", "gradients", "forward right, backward j <= p + 1"),
+    inside("backward-without-row-sum", "gradients", "dS = P dP"),
+    inside("backward-with-max-for-lse", "gradients", "weights are not normalised"),
+    inside("backward-without-softcap", "capped-gradients", "the slope of tanh left out"),
+    inside("dq-of-last-tile-only", "gradients", "overwritten instead of added up"),
+    inside("gradients-of-one-head-of-a-group", "grouped-gradients", "dk, dv not summed over the group"),
+    inside("dout-ignored", "gradients", "ones"),
+)  # fmt: skip

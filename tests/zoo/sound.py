@@ -1,0 +1,204 @@
+"""Algorithms that are right, each in its own way: none may be rejected."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from zoo.defects import TILE, Compute, Outputs, allowed, cap_of, chain, flash, wider
+
+from attnbench.implementation import Inputs
+from attnbench.problem import Full, Problem
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """A right algorithm and the problems that it can compute."""
+
+    name: str
+    what: str
+    compute: Compute
+    shapes: tuple[str, ...]
+    """Names of `cage.SHAPES`."""
+
+
+def gradients(attend: Attend, given: Inputs) -> Outputs:
+    """`attend` with torch's own backward pass, where there is a dout."""
+    if given.dout is None:
+        return {"out": attend(given.q, given.k, given.v)}
+    leaves = [t.detach().requires_grad_() for t in (given.q, given.k, given.v)]
+    out = attend(*leaves)
+    found = torch.autograd.grad(out, leaves, given.dout)
+    return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), found, strict=True))}
+
+
+def sdpa(*backends: SDPBackend) -> Compute:
+    def compute(problem: Problem, given: Inputs) -> Outputs:
+        mask = None if isinstance(problem.mask, Full) else allowed(problem)
+        options = {"attn_mask": mask, "scale": problem.softmax_scale}
+        if problem.heads_q != problem.heads_kv:
+            options["enable_gqa"] = True
+        with sdpa_kernel(list(backends)):
+            return gradients(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options), given)
+
+    return compute
+
+
+def flex(problem: Problem, given: Inputs) -> Outputs:
+    """Without a compiler, so in several steps of torch."""
+    sq, sk = problem.uniform
+    cap, block = cap_of(problem), None
+    if not isinstance(problem.mask, Full):
+
+        def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return problem.mask.allowed(i, j, sq, sk)
+
+        block = create_block_mask(seen, None, None, sq, sk, device="cpu")
+
+    def bend(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return cap * torch.tanh(s / cap)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        gqa = problem.heads_q != problem.heads_kv
+        with warnings.catch_warnings(action="ignore"):  # that it is not compiled
+            return flex_attention(
+                q, k, v, bend if cap else None, block, scale=problem.softmax_scale, enable_gqa=gqa
+            )
+
+    return gradients(attend, given)
+
+
+def naive(problem: Problem, given: Inputs) -> Outputs:
+    """Every step in the problem's dtype."""
+    mask, shared = allowed(problem), problem.heads_q // problem.heads_kv
+    some = mask.any(-1, keepdim=True)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        s = (q @ k.mT) * problem.softmax_scale
+        if (cap := cap_of(problem)) is not None:
+            s = cap * torch.tanh(s / cap)
+        return s.masked_fill(~mask & some, -math.inf).softmax(-1) * some @ v
+
+    return gradients(attend, given)
+
+
+def chunked(problem: Problem, given: Inputs) -> Outputs:
+    """Blocks of query rows, each over all keys."""
+    mask, shared = allowed(problem), problem.heads_q // problem.heads_kv
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        parts = []
+        for rows in range(0, q.shape[2], 24):
+            here = slice(rows, rows + 24)
+            s = (q[:, :, here] * problem.softmax_scale) @ k.mT
+            parts.append(s.masked_fill(~mask[here], -math.inf).softmax(-1) @ v)
+        return torch.cat(parts, 2)
+
+    return gradients(attend, given)
+
+
+def scores(problem: Problem, given: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Masked scores [B, Hq, Sq, Sk] in float32, what may be seen [Sq, 1], v."""
+    q, k, v = wider(problem, given)
+    s, mask = q @ k.mT * problem.softmax_scale, allowed(problem)
+    if (cap := cap_of(problem)) is not None:
+        s = cap * torch.tanh(s / cap)
+    some = mask.any(-1, keepdim=True)
+    return s.masked_fill(~mask & some, -math.inf), some, v
+
+
+def base_two(problem: Problem, given: Inputs) -> Outputs:
+    """exp2 of scores times log2(e), as kernels do."""
+    s, some, v = scores(problem, given)
+    s = s * math.log2(math.e)
+    p = torch.exp2(s - s.amax(-1, keepdim=True))
+    out = (p.to(given.q.dtype).to(v.dtype) @ v) / p.sum(-1, keepdim=True)
+    return {"out": (out * some).to(given.q.dtype)}
+
+
+def split_keys(problem: Problem, given: Inputs) -> Outputs:
+    """Flash-decoding: parts of the keys apart, each part's output rounded to the dtype, combined by log-sum-exp."""
+    dtype = given.q.dtype
+    s, some, v = scores(problem, given)
+    size = -(-s.shape[-1] // 8)
+    outs, sums = [], []
+    for s_part, v_part in zip(s.split(size, -1), v.split(size, 2), strict=True):
+        lse = s_part.logsumexp(-1, keepdim=True)
+        p = (s_part - lse.clamp(min=torch.finfo(s.dtype).min)).exp()
+        outs.append((p.to(dtype).to(v.dtype) @ v_part).to(dtype).to(v.dtype))
+        sums.append(lse)
+    weights = torch.stack(sums).softmax(0)
+    return {"out": ((torch.stack(outs) * weights).sum(0) * some).to(dtype)}
+
+
+def backwards(problem: Problem, given: Inputs) -> Outputs:
+    """Keys from the last to the first, even ones before odd ones."""
+    sk = problem.uniform[1]
+    order = torch.arange(sk).flip(0)
+    order = torch.cat([order[::2], order[1::2]])
+    turned = Inputs(q=given.q, k=given.k[:, :, order], v=given.v[:, :, order], dout=given.dout)
+    found = flash(problem, turned, mask=allowed(problem)[:, order])
+    return found | {name: found[name][:, :, order.argsort()] for name in ("dk", "dv") if name in found}
+
+
+def one_by_one(problem: Problem, given: Inputs) -> Outputs:
+    """The output summed over single tiles of keys in order, in float32, after a first pass for the sum."""
+    s, some, v = scores(problem, given)
+    p = s.softmax(-1)
+    out = torch.zeros(*s.shape[:-1], v.shape[-1], dtype=v.dtype)
+    for at in range(0, s.shape[-1], TILE // 4):
+        here = slice(at, at + TILE // 4)
+        out += p[..., here].to(given.q.dtype).to(v.dtype) @ v[:, :, here]
+    return {"out": (out * some).to(given.q.dtype)}
+
+
+def wide_throughout(problem: Problem, given: Inputs) -> Outputs:
+    """Everything in float64, rounded once at the end."""
+    dtype = given.q.dtype
+    wide = Inputs(**{name: None if t is None else t.double() for name, t in vars(given).items()})
+    return {name: t.to(dtype) for name, t in naive(problem, wide).items()}
+
+
+def shifted(problem: Problem, given: Inputs) -> Outputs:
+    """A bound of the scores in place of their maximum (as where all of a row is not seen at once), in float64."""
+    s, some, v = (t.double() if t.is_floating_point() else t for t in scores(problem, given))
+    q, k, _ = wider(problem, given)
+    bound = problem.softmax_scale * q.norm(dim=-1, keepdim=True) * k.norm(dim=-1).amax(-1)[..., None, None]
+    p = (s - bound.clamp(max=cap_of(problem) or math.inf)).exp()
+    return {"out": (p @ v / p.sum(-1, keepdim=True) * some).to(given.q.dtype)}
+
+
+ALL = ("full", "causal", "window", "empty-rows", "ragged", "grouped", "gradients", "grouped-gradients")
+UNCAPPED = ("full", "causal", "window", "ragged", "grouped", "gradients")
+CAPPED = ("capped", "capped-gradients")
+FORWARD = ("full", "causal", "window", "empty-rows", "ragged", "wide-values", "grouped", "capped", "large")
+
+SOUND = (
+    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=ALL + CAPPED),
+    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=ALL + CAPPED),
+    Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + CAPPED),
+    Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL),
+    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large")),
+    Sound(name="exp2", what="powers of two, divided at the end", compute=base_two, shapes=FORWARD),
+    Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=FORWARD),
+    Sound(name="tiles-in-order", what="the output summed over 32 keys at a time", compute=one_by_one, shapes=FORWARD),
+    Sound(name="bound-for-maximum", what="an upper bound subtracted", compute=shifted, shapes=("full", "ragged", "grouped")),
+    Sound(name="query-blocks", what="24 rows at a time, scale on q", compute=chunked, shapes=UNCAPPED),
+    Sound(name="sdpa-math", what="torch's chain", compute=sdpa(SDPBackend.MATH), shapes=UNCAPPED),
+    Sound(
+        name="sdpa-flash",
+        what="torch's fused kernel",
+        compute=sdpa(SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
+        shapes=UNCAPPED,
+    ),
+    Sound(name="flex", what="flex_attention, not compiled", compute=flex, shapes=("full", "causal", "window", "capped")),
+)  # fmt: skip
