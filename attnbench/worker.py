@@ -247,7 +247,8 @@ class Job:
         has an even chance of being the slower. Before both, all inputs are read by all threads.
         """
         once = clocks.Pace(inner=1, samples=1, warm=0)
-        tensors, now = (self.inputs.q, self.inputs.k, self.inputs.v), (1.0, 1.0, 1.0)
+        tensors = (self.inputs.q, self.inputs.k, self.inputs.v)
+        now: tuple[float, ...] = (1.0, 1.0, 1.0)
         factors = itertools.product((1.0, 0.5, 2.0), repeat=3)
         for new in itertools.islice(factors, 1, 1 + _PAIRS):
             with self._one_thread():

@@ -617,7 +617,7 @@ def test_cohorts_are_measured_one_after_the_other(make: Make, monkeypatch: pytes
         return [[found[0], other] for other in found[1:]]
 
     monkeypatch.setattr(Runner, "_cohorts", pairs)
-    rows = make("good-*").run()
+    rows = make("good-*", budget="200ms").run()
     assert set(ends(rows).values()) == {(Status.OK, "")}
     rounds = [{block.round for block in row.blocks} for row in rows]
     assert rounds[0] & rounds[1]
