@@ -1,6 +1,6 @@
 """What a run will do: every cell of a suite, as a job or with the reason why it is none."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, product
@@ -97,8 +97,10 @@ def make(
     only: Sequence[str] = (),
     without: Sequence[str] = (),
     missing: Mapping[str, str] | None = None,
+    elsewhere: Container[str] = (),
 ) -> Plan:
-    """The plan of a suite. `missing` maps a device's text to the reason why it is unavailable.
+    """The plan of a suite. `missing` maps a device's text to the reason why it is unavailable; what a machine
+    lacks for a kind of device in `elsewhere` says nothing, because the plan is for another machine.
 
     The suite's globs choose the implementations, and those of plugins given on the command line join them;
     `only` chooses among all instead.
@@ -125,7 +127,11 @@ def make(
         (name, str(device)): reason
         for device in devices
         for name, one in found.items()
-        if (reason := (missing or {}).get(str(device)) or requirements(one)[1] or one.unavailable(device))
+        if (
+            reason := (missing or {}).get(str(device))
+            or requirements(one)[1]
+            or (device.kind not in elsewhere and one.unavailable(device))
+        )
     }
     cells = []
     for problem in suite.problems:

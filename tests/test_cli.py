@@ -260,8 +260,14 @@ REFUSED = [
     ("run quick --only no-such", "no implementation matches `no-such`"),
     ("run quick --without no-such", "no implementation matches `no-such`"),
     ("run quick --without *", "no implementation is left to run"),
-    ("run quick --device tpu", "--set device=[tpu]: unknown device `tpu`"),
-    ("run quick --preset slow", "--set measure.preset=slow: unknown preset `slow`"),
+    ("run quick --device tpu", "--device tpu: unknown device `tpu`"),
+    ("plan quick --device cpu --device tpu", "--device cpu --device tpu: unknown device `tpu`"),
+    ("run quick --preset slow", "--preset slow: unknown preset `slow`"),
+    ("run quick --by ''", "--by is empty"),
+    ("show no-such --by ''", "--by is empty"),
+    ("show no-such --by seqlen,", "--by: an axis is missing in `seqlen,`"),
+    ("list --problem ''", "--problem is empty"),
+    ("list --why numpy --problem ''", "--problem is empty"),
     ("run quick --by seqlen,colour", "unknown axis `colour`"),
     ("run quick --by seqlen", "a table has rows and columns, got `seqlen`"),
     ("run quick --set nonsense", "--set nonsense: no key=value"),
@@ -409,6 +415,20 @@ def test_show_prints_again_what_run_printed(runs: Runs, capsys: pytest.CaptureFi
     turned = capsys.readouterr().out
     assert turned.startswith("Time of one call")
     assert turned != runs.full.stdout
+
+
+def test_show_says_that_a_run_without_its_table_lacks_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = Cell(problem=PROBLEM, implementation="mine", device="cpu", threads=1)
+    results.write_header(tmp_path, results.load(QUICK.parent.parent / "results" / "quick-20261121-113454")[0])
+    with results.Journal(tmp_path) as journal:
+        journal.append(Result(cell=cell, status=Status.FAILED, reason="it fell"))
+    assert main(["show", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "it fell" in told.out
+    assert "has no results.csv: these are the rows of its journal, and those not run are missing" in told.err
+    assert f"`attnbench run --resume {tmp_path}`" in told.err
 
 
 def test_show_shows_the_views_that_are_asked_for(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -668,6 +688,18 @@ def test_plan_looks_for_no_device(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert "devices          cuda:3;" in told
     assert "of which 0 are jobs" not in told
+
+
+def test_a_plan_for_a_device_that_is_not_here_says_so_and_blames_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("attnbench.environment.no_cuda", lambda: "no NVIDIA driver")
+    assert main(["plan", "gpu", "--only", "torch-flex"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("no CUDA device (no NVIDIA driver), so this plan is for another machine\n") == 1
+    assert "triton" not in told
+    assert main(["plan", "quick"]) == 0
+    assert "CUDA" not in capsys.readouterr().out
 
 
 def test_list_shows_what_there_is_and_marks_what_is_missing_or_broken(

@@ -17,11 +17,12 @@ def suite(arguments: argparse.Namespace, found: Registry, text: str | None = Non
 
     Its cells are counted before any problem is made, so what is too large or matches nothing ends here.
     """
-    overrides = [*arguments.set]
+    overrides: list[suites.Override] = [*arguments.set]
     if arguments.device:
-        overrides.append(f"device=[{', '.join(arguments.device)}]")
-    if arguments.preset:
-        overrides.append(f"measure.preset={arguments.preset}")
+        told = " ".join(f"--device {device}" for device in arguments.device)
+        overrides.append((told, f"device=[{', '.join(arguments.device)}]"))
+    if arguments.preset is not None:
+        overrides.append((f"--preset {arguments.preset}", f"measure.preset={arguments.preset}"))
     cells = partial(plan.width, registry=found, only=arguments.only, without=arguments.without)
     if arguments.problem is not None and arguments.suite is not None:
         raise UserError("give a suite or --problem, not both")

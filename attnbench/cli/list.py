@@ -26,11 +26,12 @@ _ORDER = [*KINDS, *DType, *Direction, *MASKS]
 
 def main(arguments: argparse.Namespace) -> int:
     """Print what there is, or with --problem what can compute it, for people or as JSON."""
-    if arguments.why and not arguments.problem:
+    if arguments.why and arguments.problem is None:
         raise UserError("--why needs a problem", hint="add --problem 'seqlen=512 heads=8 head_dim=64'")
     registry = plugins.discover(arguments.plugin)
     names = registry.select(arguments.why or ["*"])
-    problems = suites.suite_of_problem(arguments.problem).problems if arguments.problem else ()
+    asked = arguments.problem is not None
+    problems = suites.suite_of_problem(arguments.problem).problems if asked else ()
     missing = _missing()
     answers = [
         (name, problem, kind, tuple(_reasons(registry.implementations[name], problem, kind, missing)))

@@ -3,7 +3,7 @@
 import argparse
 from collections import Counter
 
-from attnbench import plan
+from attnbench import environment, plan
 from attnbench.cli import choose
 from attnbench.environment import available_cores
 from attnbench.units import seconds_text
@@ -19,6 +19,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Print counts, the estimated duration, and the reasons of cells that are no jobs."""
     registry = choose.registry(arguments)
     suite = choose.suite(arguments, registry)
+    no_cuda = environment.no_cuda()
     made = plan.make(
         suite,
         registry,
@@ -26,6 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
         threads=choose.threads(suite),
         only=arguments.only,
         without=arguments.without,
+        elsewhere=("cuda",) if no_cuda else (),
     )
     print(f"{suite.name}: {suite.question}\n")
     problems = len({p.cell.problem for p in made.cells})
@@ -33,6 +35,8 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"problems         {problems}")
     print(f"implementations  {len(names)}: {', '.join(names)}")
     print(f"devices          {', '.join(map(str, made.devices))}; {_threads(choose.threads(suite))}")
+    if no_cuda and any(device.kind == "cuda" for device in made.devices):
+        print(f"not here         no CUDA device ({no_cuda}), so this plan is for another machine")
     print(f"caches           {', '.join(dict.fromkeys(suite.measure.caches))}")
     print(f"cells            {len(made.cells)}, of which {len(made.jobs)} are jobs")
     print(f"baseline         {made.baseline or 'the first that is ok'}")

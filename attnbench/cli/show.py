@@ -1,6 +1,7 @@
 """`attnbench show`: the tables of a run again."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from attnbench import results, tables
@@ -20,6 +21,12 @@ def main(arguments: argparse.Namespace) -> int:
         if not error.hint and (folder / results.JOURNAL).exists():
             error.hint = f"`attnbench run --resume {folder}` writes the tables again from the journal"
         raise
+    if folder.is_dir() and not (folder / results.CSV).exists():
+        print(
+            f"note: {folder} has no {results.CSV}: these are the rows of its journal, and those not run are missing; "
+            f"`attnbench run --resume {folder}` goes on with it",
+            file=sys.stderr,
+        )
     names = {row.cell.implementation for row in rows if row.timing}
     if arguments.baseline is not None and arguments.baseline not in names:
         raise UserError(

@@ -12,6 +12,7 @@ from attnbench.results.table import read_csv, read_results, row, write_csv
 
 __all__ = [
     "COLUMNS",
+    "CSV",
     "JOURNAL",
     "SCHEMA",
     "Journal",

@@ -10,7 +10,7 @@ from attnbench.suites.keys import (
     keys_markdown,
     schema,
 )
-from attnbench.suites.loader import LARGEST, load, parse, suite_of_problem
+from attnbench.suites.loader import LARGEST, Override, load, parse, suite_of_problem
 from attnbench.suites.suite import PRESETS, Measure, Preset, Suite, Verify
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "VERIFY_KEYS",
     "Key",
     "Measure",
+    "Override",
     "Preset",
     "Suite",
     "Verify",

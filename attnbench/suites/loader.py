@@ -63,10 +63,14 @@ def _culprit(block: Node, places: Mapping[str, Node], message: str) -> Node:
     return block
 
 
-def _override(root: Node, text: str) -> None:
-    """Puts the value of a `--set key=value` into the place of the file's own."""
+Override = str | tuple[str, str]
+"""The `key=value` of a `--set`; or an option as it was given, and the `key=value` that it stands for."""
+
+
+def _override(root: Node, override: Override) -> None:
+    """Puts a value of the command line into the place of the file's own."""
+    name, text = (f"--set {override}", override) if isinstance(override, str) else override
     path, equals, value = text.partition("=")
-    name = f"--set {text}"
     if not equals or not path:
         raise SuiteError(f"{name}: no key=value", hint="write for example measure.preset=quick")
     new = compose(value, name) if value.startswith(("[", '"', "'")) else word_node(value, name)
@@ -92,8 +96,8 @@ Cells = Callable[[Suite], int]
 """How many cells a problem of the suite makes; the suite is whole but for its problems."""
 
 
-def parse(text: str, path: str, overrides: Sequence[str] = (), cells: Cells = lambda _: 1) -> Suite:
-    """The suite in `text`, where messages say `path`; `overrides` are texts of `--set`.
+def parse(text: str, path: str, overrides: Sequence[Override] = (), cells: Cells = lambda _: 1) -> Suite:
+    """The suite in `text`, where messages say `path`; `overrides` come from the command line.
 
     Raises `SuiteError`, also for more than `LARGEST` combinations or `cells`, and what `cells` raises.
     """
@@ -118,7 +122,7 @@ def parse(text: str, path: str, overrides: Sequence[str] = (), cells: Cells = la
     return replace(suite, problems=_problems(members["problems"], cells(suite)))
 
 
-def suite_of_problem(text: str, overrides: Sequence[str] = (), cells: Cells = lambda _: 1) -> Suite:
+def suite_of_problem(text: str, overrides: Sequence[Override] = (), cells: Cells = lambda _: 1) -> Suite:
     """The suite `problem` of one problem: words `key=value` with the keys of a block. Raises `UserError`.
 
     Its text is a suite too, which `parse` takes back.
@@ -140,7 +144,7 @@ def suite_of_problem(text: str, overrides: Sequence[str] = (), cells: Cells = la
 
 
 def load(
-    name_or_path: str, overrides: Sequence[str] = (), text: str | None = None, cells: Cells = lambda _: 1
+    name_or_path: str, overrides: Sequence[Override] = (), text: str | None = None, cells: Cells = lambda _: 1
 ) -> Suite:
     """The suite of a file, or a shipped one by its name; `text` stands in for the file. Raises as `parse`."""
     return parse(read(name_or_path) if text is None else text, name_or_path, overrides, cells)

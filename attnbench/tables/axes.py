@@ -33,6 +33,11 @@ def axes(text: str | None) -> tuple[str, str] | None:
         return None
     sides = ["+".join(name.strip() for name in side.split("+")) for side in text.split(",")]
     for name in "+".join(sides).split("+"):
+        if not name:
+            hint = "give two axes, such as seqlen,implementation"
+            raise UserError(
+                f"--by: an axis is missing in `{text}`" if text.strip() else "--by is empty", hint=hint
+            )
         if name not in AXES:
             raise UserError(f"unknown axis `{name}`", hint=suggestion(name, AXES))
     if len(sides) != 2:
