@@ -34,7 +34,7 @@ def axes(text: str | None) -> tuple[str, str] | None:
     sides = ["+".join(name.strip() for name in side.split("+")) for side in text.split(",")]
     for name in "+".join(sides).split("+"):
         if not name:
-            hint = "give two axes, such as seqlen,implementation"
+            hint = f"give two, such as seqlen,implementation; {suggestion(name, AXES)}"
             raise UserError(
                 f"--by: an axis is missing in `{text}`" if text.strip() else "--by is empty", hint=hint
             )
