@@ -28,11 +28,16 @@ from attnbench.problem import (
     PrefixLM,
     Problem,
     Product,
+    Softcap,
     Window,
 )
 
-KINDS = ("normal", "peaked")
-"""`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows."""
+KINDS = ("normal", "peaked", "large")
+"""`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows. `large`: all
+scores of a row are shifted, up or down, beyond what `exp` can hold."""
+COUNTED = ("normal", "peaked")
+"""Kinds whose errors enter the results. Those of `large` are judged alone: as every row is one row of v, they are
+small beside a floor that grows with the scores."""
 
 OUTPUTS = {
     Direction.FORWARD: ("out",),
@@ -91,6 +96,8 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
                 part.copy_(wide.normal_(generator=generator))
     if kind == "peaked":
         _point(q, k, problem)
+    elif kind == "large":
+        _shift(q, k, problem, generator)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -131,6 +138,51 @@ def _point(q: Tensor, k: Tensor, problem: Problem) -> None:
                 found = keys[heads[start : start + step], index.clamp(0, sk - 1)]
                 total += found * (there * (PEAK / root)).to(total.dtype)[:, None]
             part.copy_(total / (problem.softmax_scale * root))
+
+
+SHIFT = {DType.FLOAT64: 880.0}
+"""By which all scores of a row of the `large` kind are shifted, up or down: exp overflows from 710 on and, after a
+shift down, is zero even at the row's largest score, below -745."""
+NARROW_SHIFT = 240.0
+"""Likewise where scores are kept in float32, as those of half types are: 89 and -104."""
+HEAVY = 110.0
+"""Score of a row's own key above that; those of the others are N(0, HEAVY^2 / D). So much lower that it takes all
+the weight whatever such scores are rounded to, and that in float32 another tile's maximum will not do in its place."""
+
+
+def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -> None:
+    """Make every query a multiple of one key that it may attend to, and shift all of its scores.
+
+    The last coordinate of every key is sqrt(D), that of a query its shift: up in two rows, down in the next two,
+    so that no maximum but the row's own will do. The right answer is the chosen key's v: neither a sound
+    algorithm nor the yardstick loses accuracy. The last, because each term that is added to a large one is
+    rounded as coarsely as that: a backward pass that adds in another order than the forward pass, whose
+    log-sum-exp it takes, was off by 5 times as much with the first. A softcap flattens large scores, and its
+    slope is lost to rounding: where gradients are asked for, they are kept within the cap.
+    """
+    sq, sk = q.shape[2], k.shape[2]
+    shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
+    i = torch.arange(sq, device=q.device)
+    first, last = bounds(problem.mask, i, sq, sk)
+    chance = torch.rand(sq, generator=generator, device=q.device, dtype=torch.float64)
+    chosen = first + (chance * (last - first + 1)).long()
+    chosen = torch.where(problem.mask.allowed(i, chosen, sq, sk), chosen, last).clamp(0, sk - 1)
+    size, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), 1.0
+    if "dq" in OUTPUTS[problem.direction]:
+        caps = [modifier.cap for modifier in problem.modifiers if isinstance(modifier, Softcap)]
+        unit = min([unit, *(cap / (size + HEAVY) for cap in caps)])
+    shift = unit * size * (1 - i // 2 % 2 * 2)
+    k[..., -1] = 0
+    step = max(1, _CHUNK // (sq * q.shape[3]))
+    heads = torch.arange(problem.heads_q, device=q.device)[:, None] // shared  # key/value head of each
+    for queries, keys in zip(q, k, strict=True):  # [Hq, Sq, D], [Hk, Sk, D]
+        for start in range(0, len(queries), step):
+            found = keys[heads[start : start + step], chosen]
+            total = found.to(_wide(found))
+            total *= unit * HEAVY * root / total.square().sum(-1, keepdim=True).clamp(min=1)
+            total[..., -1] = shift
+            queries[start : start + step].copy_(total / (problem.softmax_scale * root))
+    k[..., -1] = root
 
 
 def bounds(mask: Mask, i: Any, sq: int, sk: int) -> tuple[Any, Any]:

@@ -56,8 +56,10 @@ class Judge:
         return self._known[kind]
 
     def verdict(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The accuracy of an output, and None or the reason why it is wrong."""
+        """The accuracy of an output, None where it is right and does not count, and None or the reason why it
+        is wrong."""
         actual = torch.load(message["path"], weights_only=True)
         os.unlink(message["path"])
         accuracy, reason = self.standard(message["kind"]).compare(actual)
-        return {"accuracy": dataclasses.asdict(accuracy), "wrong": reason}
+        counts = reason is not None or message["kind"] in inputs.COUNTED
+        return {"accuracy": dataclasses.asdict(accuracy) if counts else None, "wrong": reason}

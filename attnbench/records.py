@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Errors against the float64 oracle, the worst over both kinds of input and all outputs."""
+    """Errors against the float64 oracle, the worst over the kinds of inputs that count and over all outputs."""
 
     row: float
     """Largest relative L2 error of a row (one query token of one head)."""

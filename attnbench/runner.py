@@ -551,7 +551,8 @@ class _Judge:
                 kind = "normal" if name == "timed" else name
                 self._child.say({"op": "judge", "path": path, "kind": kind})
                 answer = self._answer(self._child)
-                found.append(Accuracy(**answer["accuracy"]))
+                if answer["accuracy"]:
+                    found.append(Accuracy(**answer["accuracy"]))
                 if answer["wrong"]:
                     reason = f"{when}{answer['wrong']} ({kind} inputs)"
                     raise _EndError(Status.WRONG, reason, accuracy=worst(found))

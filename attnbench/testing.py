@@ -29,7 +29,7 @@ def problem(**changes: Any) -> Problem:
 def verdict(implementation: Implementation, of: Problem, device: str = "cpu", seed: int = SEED) -> str | None:
     """None where the implementation computes the problem rightly, in this process, else the reason in words.
 
-    Both kinds of inputs are tried, the second in the storage of the first. Raises what the implementation raises.
+    All kinds of inputs are tried, each in the storage of the first. Raises what the implementation raises.
     """
     form = implementation.qkv_format
     sample = inputs.sample(of, work=WORK, seed=seed)

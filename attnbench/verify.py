@@ -34,6 +34,11 @@ FLOORS = {
 """Half an epsilon: the rounding of the result itself. More for float64, where every chain is this good."""
 
 
+FLUSHED = {DType.FLOAT64: 1e-290}
+"""Rows smaller than this, or 1e-30 in narrower types, are measured by this: weights below the least normal number
+may be flushed to zero."""
+
+
 def _floor(problem: Problem, top_score: float) -> float:
     """Least error that the yardstick is credited with.
 
@@ -107,14 +112,17 @@ class Standard:
         self.problem, self.oracle, self.share = problem, oracle, share
         floor = _floor(problem, float(oracle["top_score"]))
         self.sizes: dict[str, Tensor] = {}
-        """Norm of each row, or of independent terms where that is larger; 0 where nothing contributes."""
+        """Norm of each row, or of independent terms where that is larger; 0 where nothing contributes, else at
+        least `FLUSHED`."""
         self.squares: dict[str, float] = {}
         self.allowed: dict[str, tuple[float, float]] = {}
         """Error of the yardstick's worst row and of its whole tensor, floored."""
         for name, tensor in yard.items():
             right = oracle[name]
             norms = torch.stack([_norms(group) for group in right])
-            self.sizes[name] = torch.maximum(norms, oracle[f"{name}_size"])
+            sizes = torch.maximum(norms, oracle[f"{name}_size"])
+            least = FLUSHED.get(problem.dtype, 1e-30)
+            self.sizes[name] = torch.where((sizes > 0) | (right != 0).any(-1), sizes.clamp(min=least), 0)
             self.squares[name] = float(norms.square().sum())
             # a chain that overflowed must not allow anything
             sound = torch.where(tensor.isfinite(), tensor, right.to(tensor))

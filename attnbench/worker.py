@@ -161,23 +161,24 @@ class Job:
     # ------------------------------------------------------------ operations
 
     def canary(self, message: Mapping[str, Any]) -> Answer:
-        """Prepare, call, and hand the outputs for both kinds of inputs to the judge."""
+        """Prepare, call, and hand the outputs for every kind of inputs to the judge."""
         if self.sample.share < 1:
             inputs.mask_dout(self.inputs, self.sample, self.implementation.qkv_format)
         before = inputs.checksum(self.inputs)
         self._poison()
         setup_s = self._prepare()
         raw, first_call_s = self._call()
-        normal = self._output("normal", raw)
+        outputs = {"normal": self._output("normal", raw)}
         del raw
         self._unchanged(before)
-        peaked, call_s = self._renewed()
+        for kind in inputs.KINDS[1:]:
+            outputs[kind], call_s = self._renewed(kind)
         return {
             "setup_s": setup_s,
             "first_call_s": first_call_s,
             "call_s": call_s,
             "kernel": self.prepared.kernel,
-            "outputs": {"normal": normal, "peaked": peaked},
+            "outputs": outputs,
         }
 
     def memory(self, message: Mapping[str, Any]) -> Answer:
@@ -232,7 +233,7 @@ class Job:
             self.inputs.v.neg_()  # whoever computes only when read, outside the clock, gives another answer
         timed = self._output("timed", self.last)
         self.last = None
-        peaked, seconds = self._renewed()
+        peaked, seconds = self._renewed("peaked")
         if self._saves(seconds, self.least_s):
             self._forgets()
         return {"outputs": {"timed": timed, "peaked": peaked}}
@@ -298,11 +299,11 @@ class Job:
         if after != before:
             raise WrongError("the inputs were changed by the call")
 
-    def _renewed(self) -> tuple[str, float]:
-        """Outputs for the peaked inputs, written into the same storage, and the seconds of their call."""
+    def _renewed(self, kind: str) -> tuple[str, float]:
+        """Outputs for inputs of another kind, written into the same storage, and the seconds of their call."""
         form = self.implementation.qkv_format
         with self._one_thread():
-            inputs.overwrite(self.inputs, self.problem, kind="peaked", seed=self.seed, qkv_format=form)
+            inputs.overwrite(self.inputs, self.problem, kind=kind, seed=self.seed, qkv_format=form)
             if self.sample.share < 1:
                 inputs.mask_dout(self.inputs, self.sample, form)
             before = inputs.checksum(self.inputs)
@@ -310,7 +311,7 @@ class Job:
             self.prepared.refresh()
         self._poison()
         raw, seconds = self._call()
-        written = self._output("peaked", raw)
+        written = self._output(kind, raw)
         self._unchanged(before)
         return written, seconds
 

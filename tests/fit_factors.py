@@ -36,7 +36,9 @@ NAMES = ("out", "dq", "dk", "dv")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--kinds", nargs="+", choices=inputs.KINDS, default=inputs.KINDS)
+    arguments = parser.parse_args()
+    seeds, kinds = arguments.seeds, arguments.kinds
     ratios: dict[tuple[str, str], list[tuple[float, float, str]]] = defaultdict(list)
     rejected = 0
     for dtype in DTYPES:
@@ -46,7 +48,7 @@ def main() -> None:
                 problem = problem_from(values)
                 sample = inputs.sample(problem, work=math.inf, seed=0)
                 for seed in range(seeds):
-                    for kind in inputs.KINDS:
+                    for kind in kinds:
                         made = inputs.make(problem, kind=kind, seed=seed, device="cpu", qkv_format="bhsd")
                         oracle = reference.oracle(problem, made, sample)
                         yard = reference.yardstick(problem, made, sample)

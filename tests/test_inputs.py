@@ -68,7 +68,7 @@ def test_another_kind_or_seed_gives_other_values_in_the_same_storage() -> None:
     problem, made = make(f"{SMALL} dtype=float32 {GRADIENTS}", form="bshd")
     places = [t.data_ptr() for t in tensors(made)]
     seen = [[t.clone() for t in tensors(made)]]
-    for kind, seed in (("normal", 1), ("peaked", 0), ("peaked", 1)):
+    for kind, seed in (("normal", 1), ("peaked", 0), ("peaked", 1), ("large", 0), ("large", 1)):
         inputs.overwrite(made, problem, kind=kind, seed=seed, qkv_format="bshd")
         fresh = inputs.make(problem, kind=kind, seed=seed, device="cpu", qkv_format="bshd")
         assert all(torch.equal(a, b) for a, b in zip(tensors(made), tensors(fresh), strict=True))
@@ -132,6 +132,27 @@ def test_peaked_queries_point_at_the_edges_of_their_mask(text: str, more: str) -
     assert abs(float(high.mean()) - inputs.PEAK) < 1
     assert float(low.mean()) < 3
     assert float((high > low.max(dim=-1, keepdim=True).values).double().mean()) > 0.5
+
+
+@pytest.mark.parametrize("text", ["full", "causal", "window:left=20:right=4", "dilated:step=3"])
+@pytest.mark.parametrize(
+    ("dtype", "more"), [("float32", ""), ("float16", " scale=1.0"), ("float64", " scale=-0.05")]
+)
+def test_every_row_of_large_scores_has_one_heavy_key_and_overflows_or_vanishes_without_its_maximum(
+    text: str, dtype: str, more: str
+) -> None:
+    shape = f"batch=2 seqlen_q=40 seqlen_kv=60 heads_q=4 heads_kv=2 head_dim=64 dtype={dtype}"
+    problem, made = make(f"{shape} mask={text}{more}", "large")
+    wide = torch.promote_types(made.q.dtype, torch.float32)
+    s = made.q.to(wide) @ made.k.to(wide).repeat_interleave(2, 1).mT * problem.softmax_scale
+    s = s.masked_fill(~matrix(text, 40, 60), -math.inf)
+    assert (s.softmax(-1).amax(-1) > 0.999).all()
+    sums = s.exp().sum(-1)
+    up = torch.arange(40) // 2 % 2 == 0
+    assert sums[..., up].isinf().all()
+    assert not sums[..., ~up].any() or text != "full"
+    heavy = {int(j) for j in s[0, 0].argmax(-1)}
+    assert len(heavy) > 10  # not the same key for all
 
 
 # ---------------------------------------------------------------- checksums

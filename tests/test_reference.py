@@ -81,7 +81,8 @@ def test_the_oracle_agrees_with_textbook_autograd(
     for name, tensor in right.items():
         assert oracle[name].dtype == torch.float64
         assert oracle[name].shape == tensor.shape
-        assert relative(oracle[name], tensor) < 1e-12
+        size = max(tensor.norm(), oracle[f"{name}_size"].norm())  # terms cancel where one key has all weight
+        assert (oracle[name] - tensor).norm() < 1e-12 * size
 
 
 def test_a_query_that_sees_no_key_has_output_and_gradient_zero() -> None:
@@ -133,7 +134,7 @@ NATIVE = (
 
 
 @pytest.mark.parametrize("text", NATIVE)
-@pytest.mark.parametrize("kind", inputs.KINDS)
+@pytest.mark.parametrize("kind", inputs.COUNTED)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])  # what is emulated
 def test_the_yardsticks_error_is_that_of_the_native_chain(dtype: str, kind: str, text: str) -> None:
     """Not bit by bit: a device may add up in another order. RMS errors over some 10^4 elements that are
@@ -162,7 +163,7 @@ def test_tf32_rounds_to_ten_bits_and_errs_like_it() -> None:
     assert 100 * errors["float32"] < errors["tfloat32"] < errors["bfloat16"] / 4
 
 
-@pytest.mark.parametrize("kind", inputs.KINDS)
+@pytest.mark.parametrize("kind", inputs.COUNTED)
 def test_the_float64_yardstick_errs_by_rounding_only_but_does_err(kind: str) -> None:
     problem, given, sample = make(
         f"batch=1 seqlen=200 heads=2 head_dim=64 dtype=float64 mask=causal {GRADIENTS}", kind

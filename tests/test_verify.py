@@ -332,7 +332,7 @@ FORWARD_DEFECTS: dict[str, Defect] = {
 
 
 def caught(defect: Defect, text: str) -> list[str]:
-    """The reasons that the two kinds of inputs give against it."""
+    """The reasons that the kinds of inputs give against it."""
     reasons = (case(text, kind).judge(defect(case(text, kind)))[1] for kind in inputs.KINDS)
     return [reason for reason in reasons if reason]
 
@@ -343,6 +343,53 @@ def caught(defect: Defect, text: str) -> list[str]:
 def test_a_planted_defect_is_caught(keys: int, dtype: str, defect: str) -> None:
     text = f"batch=2 seqlen_q=96 seqlen_kv={keys} heads_q=4 heads_kv=2 head_dim=64 dtype={dtype} mask=causal"
     assert caught(FORWARD_DEFECTS[defect], text)
+
+
+def with_maximum(of: Callable[[Tensor], Tensor | float]) -> Defect:
+    """Textbook attention in float32, or wider, that subtracts `of(scores)` in place of each row's maximum."""
+
+    def defect(there: Case) -> dict[str, Tensor]:
+        p, given = there.problem, there.inputs
+        to = torch.promote_types(given.q.dtype, torch.float32)
+        k, v = (t.to(to).repeat_interleave(p.heads_q // p.heads_kv, 1) for t in (given.k, given.v))
+        s = (given.q.to(to) @ k.mT * p.softmax_scale).masked_fill(~allowed(p), -math.inf)
+        e = (s - of(s)).exp()
+        return {"out": (e @ v / e.sum(-1, keepdim=True).clamp(min=1e-30)).to(given.q.dtype)}
+
+    return defect
+
+
+WRONG_MAXIMA: dict[str, Defect] = {
+    "none": with_maximum(lambda s: 0.0),
+    "never below zero": with_maximum(lambda s: s.amax(-1, keepdim=True).clamp(min=0)),
+    "of a whole head": with_maximum(lambda s: s.amax((-1, -2), keepdim=True)),
+    "of four rows": with_maximum(
+        lambda s: s.unflatten(2, (-1, 4)).amax((-1, -2), keepdim=True).expand(-1, -1, -1, 4, 1).flatten(2, 3)
+    ),
+    "of the first 64 keys": with_maximum(lambda s: s[..., :64].amax(-1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("defect", WRONG_MAXIMA)
+@pytest.mark.parametrize("dtype", [*DTYPES, "tfloat32", "float64"])
+@pytest.mark.parametrize(("heads_q", "head_dim"), [(2, 64), (4, 128), (2, 16)])
+def test_a_maximum_that_is_missing_or_not_the_rows_own_shows_at_large_scores(
+    heads_q: int, head_dim: int, dtype: str, defect: str
+) -> None:
+    for mask in ("full", "causal"):
+        text = f"batch=1 seqlen_q=96 seqlen_kv=512 heads_q={heads_q} heads_kv=2 head_dim={head_dim} dtype={dtype}"
+        there = case(f"{text} mask={mask}", "large")
+        if (defect, dtype) == ("of the first 64 keys", "float64"):
+            continue  # float64 holds what exp makes of any difference between two tiles
+        assert there.judge(WRONG_MAXIMA[defect](there))[1]
+        assert there.judge(with_maximum(lambda s: s.amax(-1, keepdim=True))(there))[1] is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_missing_maximum_does_not_show_at_ordinary_scores(dtype: str) -> None:
+    for kind in ("normal", "peaked"):
+        there = case(f"{SHAPES['square']} dtype={dtype} mask=causal", kind)
+        assert there.judge(WRONG_MAXIMA["none"](there))[1] is None
 
 
 def summed(there: Case, **wrong: object) -> dict[str, Tensor]:
