@@ -62,6 +62,9 @@ class Prepared:
 
     `forward` -> out; `backward` -> (dq, dk, dv); `forward_backward` -> (out, dq, dk, dv).
     """
+    lse: "Callable[[Any], torch.Tensor] | None" = None
+    """Outside the clock, where `step` returns it too: what `step` returned -> natural log-sum-exp of the scaled scores
+    of the keys that each query may see, float32 [B, Hq, Sq] in every format, -inf where there is none."""
     refresh: Callable[[], object] | None = None
     """Outside the clock, after the harness has written new values into the inputs: bring them to where
     `step` reads them (copy to the library's own arrays, redo the forward pass). None where `step` reads the

@@ -83,6 +83,27 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
     return inputs
 
 
+def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
+    """Tensors like `inputs`, without their values, that are contiguous in their last axis only.
+
+    q, k and v are views of one packed storage [B, max(Sq, Sk), Hq + 2 Hk, max(D, Dv) + 8], dout of another.
+    """
+    q, dout = inputs.q, inputs.dout
+    heads = [problem.heads_q, problem.heads_kv, problem.heads_kv]
+    wide = max(problem.head_dim, problem.head_dim_v) + 8  # a gap of 16 bytes or more
+    storage = q.new_empty(problem.batch, max(max(pair) for pair in problem.sequences), sum(heads), wide)
+
+    def view(part: Tensor, like: Tensor) -> Tensor:
+        _, _, length, dim = canonical(like, qkv_format).shape
+        packed = part[:, :length, :, :dim]
+        return packed if qkv_format == "bshd" else packed.transpose(1, 2)
+
+    parts = zip(torch.split(storage, heads, 2), (q, inputs.k, inputs.v), strict=True)
+    one, two, three = (view(part, like) for part, like in parts)
+    other = None if dout is None else view(torch.empty_like(storage[:, :, : heads[0]]), dout)
+    return Inputs(q=one, k=two, v=three, dout=other)
+
+
 def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format: str) -> None:
     """Write other values into the same storage."""
     generator = torch.Generator(inputs.q.device).manual_seed(seed * len(KINDS) + KINDS.index(kind))
@@ -148,6 +169,9 @@ NARROW_SHIFT = 240.0
 HEAVY = 110.0
 """Score of a row's own key above that; those of the others are N(0, HEAVY^2 / D). So much lower that it takes all
 the weight whatever such scores are rounded to, and that in float32 another tile's maximum will not do in its place."""
+HEAVY_WITH_GRADIENTS = 32.0
+"""Likewise where gradients are asked for. A backward pass may add up the score in another order than the forward
+pass, whose log-sum-exp it takes: at 110 and D = 128, sound ones exceeded the budget of dv by a tenth."""
 
 
 def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -> None:
@@ -156,9 +180,8 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     The last coordinate of every key is sqrt(D), that of a query its shift: up in two rows, down in the next two,
     so that no maximum but the row's own will do. The right answer is the chosen key's v: neither a sound
     algorithm nor the yardstick loses accuracy. The last, because each term that is added to a large one is
-    rounded as coarsely as that: a backward pass that adds in another order than the forward pass, whose
-    log-sum-exp it takes, was off by 5 times as much with the first. A softcap flattens large scores, and its
-    slope is lost to rounding: where gradients are asked for, they are kept within the cap.
+    rounded as coarsely as that: with the first, backward passes exceeded the budget. A softcap flattens large
+    scores, and its slope is lost to rounding: where gradients are asked for, scores are kept within the cap.
     """
     sq, sk = q.shape[2], k.shape[2]
     shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
@@ -167,10 +190,11 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     chance = torch.rand(sq, generator=generator, device=q.device, dtype=torch.float64)
     chosen = first + (chance * (last - first + 1)).long()
     chosen = torch.where(problem.mask.allowed(i, chosen, sq, sk), chosen, last).clamp(0, sk - 1)
-    size, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), 1.0
+    size, heavy, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), HEAVY, 1.0
     if "dq" in OUTPUTS[problem.direction]:
         caps = [modifier.cap for modifier in problem.modifiers if isinstance(modifier, Softcap)]
-        unit = min([unit, *(cap / (size + HEAVY) for cap in caps)])
+        heavy = HEAVY_WITH_GRADIENTS
+        unit = min([unit, *(cap / (size + heavy) for cap in caps)])
     shift = unit * size * (1 - i // 2 % 2 * 2)
     k[..., -1] = 0
     step = max(1, _CHUNK // (sq * q.shape[3]))
@@ -179,7 +203,7 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
         for start in range(0, len(queries), step):
             found = keys[heads[start : start + step], chosen]
             total = found.to(_wide(found))
-            total *= unit * HEAVY * root / total.square().sum(-1, keepdim=True).clamp(min=1)
+            total *= unit * heavy * root / total.square().sum(-1, keepdim=True).clamp(min=1)
             total[..., -1] = shift
             queries[start : start + step].copy_(total / (problem.softmax_scale * root))
     k[..., -1] = root
@@ -223,7 +247,12 @@ def bounds(mask: Mask, i: Any, sq: int, sk: int) -> tuple[Any, Any]:
 
 def checksum(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     """Numbers for each tensor that change with any one element's bits, and with their order."""
-    return tuple(_checksum(t) for t in (inputs.q, inputs.k, inputs.v, inputs.dout) if t is not None)
+    return checksums(t for t in (inputs.q, inputs.k, inputs.v, inputs.dout) if t is not None)
+
+
+def checksums(tensors: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """As `checksum`, of any tensors."""
+    return tuple(map(_checksum, tensors))
 
 
 def _checksum(tensor: Tensor) -> tuple[int, ...]:
@@ -380,3 +409,8 @@ def pick(tensors: tuple[Tensor, ...], problem: Problem, sample: Sample, qkv_form
         part = sample.keys if name in ("dk", "dv") else sample.queries
         found[name] = part(canonical(tensor.detach(), qkv_format)).cpu().contiguous()
     return found
+
+
+def pick_lse(lse: Tensor, sample: Sample) -> Tensor:
+    """The sampled parts [G, Hq/Hk, R] of a log-sum-exp [B, Hq, Sq], in CPU memory."""
+    return sample.queries(lse[..., None]).squeeze(-1).cpu()

@@ -38,8 +38,9 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
     the sampled rows. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]: the norm that a row would have
     if the terms of its sum were independent. Terms may cancel (dq to zero, for a query with a single key);
     their rounding errors, which are proportional to this norm, do not. Zero where there are no terms at all.
-    Further `groups` [G, 2] and `rows` [R] of the sample, and `top_score`, the largest size of a row's largest
-    score.
+    Further `lse` [G, Hq/Hk, R], the log-sum-exp of the scaled scores of the keys that a query may see, -inf where
+    there is none; `groups` [G, 2] and `rows` [R] of the sample; and `top_score`, the largest size of a row's
+    largest score.
     """
     blocks = _blocks(problem, sample, inputs.q.device)
     found = _compute(problem, inputs, sample, blocks, torch.float64, _keep, torch.matmul, sizes=True)
@@ -47,7 +48,7 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
 
 
 def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
-    """The plain chain of `oracle` with every step kept in the problem's dtype.
+    """The plain chain of `oracle` with every step kept in the problem's dtype; `lse` is summed in float32.
 
     Half types: products are accumulated in float32 and each step is rounded, which is what the device's
     own chain does; spelled out because float16 matrix products take 15 times longer on a CPU. `tfloat32`
@@ -62,7 +63,7 @@ def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, T
     else:
         product = {DType.FLOAT64: _in_halves, DType.TFLOAT32: _tf32_product}.get(problem.dtype, torch.matmul)
         found = _compute(problem, inputs, sample, blocks, dtype, _keep, product)
-    return {name: tensor.to(dtype) for name, tensor in found.items()}
+    return {name: tensor if name == "lse" else tensor.to(dtype) for name, tensor in found.items()}
 
 
 def _keep(tensor: Tensor) -> Tensor:
@@ -133,6 +134,8 @@ def _compute(
         names += [*(f"{name}_size" for name in names), "top_score"]
         shapes["top_score"] = ()
     results = {name: torch.zeros(shapes[name], dtype=dtype, device=inputs.q.device) for name in names}
+    names.append("lse")
+    results["lse"] = torch.full((total, shared, len(sample.rows)), -torch.inf).to(results[names[0]])
     for start in range(0, total, together):
         here = slice(start, start + together)
         part = replace(sample, groups=sample.groups[here])
@@ -155,7 +158,7 @@ def _compute(
                 tensor = found[name]
                 if name == "top_score":
                     results[name] = torch.maximum(results[name], tensor)
-                elif name.startswith(("out", "dq")):
+                elif name.startswith(("out", "dq", "lse")):
                     results[name][here, :, rows] = torch.unflatten(tensor, 1, (shared, -1))
                 else:
                     results[name][here, keys] += tensor
@@ -191,9 +194,11 @@ def _attend(
         torch.unflatten(s, 1, (-1, len(allowed))).masked_fill_(~allowed, -torch.inf)
     top = s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
     p = s.sub_(top).exp_()
-    p = rnd(p.div_(p.sum(-1, keepdim=True).clamp_(min=1)))  # the sum is 0, or at least exp(0)
+    total = p.sum(-1, keepdim=True)  # 0, or at least exp(0)
+    lse = (top + total.log()).squeeze(-1)
+    p = rnd(p.div_(total.clamp_(min=1)))
     out = rnd(product(p, v))
-    found = {"out": out}
+    found = {"out": out, "lse": lse}
     if dout is not None:
         found["dv"] = product(p.mT, dout)
         ds = rnd(product(dout, v.mT))  # dP

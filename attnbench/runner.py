@@ -273,6 +273,7 @@ class Runner:
             "clock": job.cell.clock,
             "threads": job.cell.threads,
             "memory_bytes": self._limit(device),
+            "batch_invariance": self.suite.verify.batch_invariance,
             "folder": self._scratch,
             "cache": str(self.folder.resolve() / CACHE),
         }
@@ -324,7 +325,7 @@ class Runner:
         try:
             answer = self._ask(canary, self._message("canary", job, device), "in its first calls")
             canary.say({"op": "memory"})  # while the judge judges
-            accuracy = judge.verdict(answer["outputs"])
+            accuracy = judge.verdict(answer)
             memory = Memory(**self._answer(canary, "while its memory was measured"))
         finally:
             canary.leave()
@@ -497,7 +498,7 @@ class Runner:
         child.resume()
         answer = self._ask(child, {"op": "check"}, "after it was timed")
         child.leave()
-        accuracy = judge.verdict(answer["outputs"], "after it was timed, ")
+        accuracy = judge.verdict(answer, "after it was timed, ")
         candidate.accuracy = worst([candidate.accuracy, accuracy])
         if reason := course.unaccounted():
             raise _EndError(Status.IMPOSSIBLE, reason)
@@ -536,8 +537,8 @@ class _Judge:
         self._child.say(self._start)
         self._ready = False
 
-    def verdict(self, outputs: Mapping[str, str], when: str = "") -> Accuracy:
-        """The worst accuracy over all outputs. Raises `_EndError` where one is wrong or cannot be judged."""
+    def verdict(self, handed: Mapping[str, Any], when: str = "") -> Accuracy:
+        """The worst accuracy over all outputs that a worker handed over, with what it says of their bits. Raises `_EndError` where one is wrong or cannot be judged."""
         found = []
         try:
             if self._child is None:
@@ -547,7 +548,7 @@ class _Judge:
             if not self._ready:
                 self._answer(self._child)
                 self._ready = True
-            for name, path in outputs.items():
+            for name, path in handed["outputs"].items():
                 kind = "normal" if name == "timed" else name
                 self._child.say({"op": "judge", "path": path, "kind": kind})
                 answer = self._answer(self._child)
@@ -559,7 +560,7 @@ class _Judge:
         finally:
             if self._child is not None:
                 self._child.pause()
-        return worst(found)
+        return replace(worst(found), **handed["bits"])
 
     def _answer(self, child: Child) -> dict[str, Any]:
         try:

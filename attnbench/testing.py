@@ -26,14 +26,27 @@ def problem(**changes: Any) -> Problem:
     return problem_from(keys)
 
 
-def verdict(implementation: Implementation, of: Problem, device: str = "cpu", seed: int = SEED) -> str | None:
+def verdict(
+    implementation: Implementation,
+    of: Problem,
+    device: str = "cpu",
+    seed: int = SEED,
+    *,
+    strided: bool = False,
+    batch_invariance: bool = False,
+) -> str | None:
     """None where the implementation computes the problem rightly, in this process, else the reason in words.
 
-    All kinds of inputs are tried, each in the storage of the first. Raises what the implementation raises.
+    All kinds of inputs are tried, each in the storage of the first. Beyond what is promised of an
+    implementation, it may be asked to take `strided` inputs, and to give the first member of a batch the same
+    bits alone. Raises what the implementation raises.
     """
     form = implementation.qkv_format
     sample = inputs.sample(of, work=WORK, seed=seed)
     given = inputs.make(of, kind="normal", seed=seed, device=device, qkv_format=form)
+    if strided:
+        given = inputs.strided(of, given, form)
+        inputs.overwrite(given, of, kind="normal", seed=seed, qkv_format=form)
     prepared = implementation.prepare(of, given)
     if not isinstance(prepared, Prepared):
         prepared = Prepared(step=prepared)
@@ -46,16 +59,28 @@ def verdict(implementation: Implementation, of: Problem, device: str = "cpu", se
         if prepared.refresh:
             prepared.refresh()
         before = inputs.checksum(given)
-        found = verify.inspect(prepared.read(prepared.step()), of, given, device, form)
+        raw = prepared.step()
+        found = verify.inspect(prepared.read(raw), of, given, device, form)
         if isinstance(found, str):
             return found
         if inputs.checksum(given) != before:
             return "the inputs were changed by the call"
         actual = inputs.pick(found, of, sample, form)
+        if prepared.lse:
+            lse = verify.inspect_lse(prepared.lse(raw), of, device)
+            if isinstance(lse, str):
+                return lse
+            actual["lse"] = inputs.pick_lse(lse, sample)
         oracle, yardstick = (f(of, canonical, sample) for f in (reference.oracle, reference.yardstick))
         _, wrong = verify.Standard(of, oracle, yardstick, sample.share).compare(actual)
         if wrong:
             return f"{wrong} ({kind} inputs)"
+        if batch_invariance and of.batch > 1 and kind in inputs.COUNTED:
+            alone = verify.alone(implementation, of, given, device)
+            if alone and inputs.checksums(alone) != inputs.checksums(tensor[:1] for tensor in found):
+                return (
+                    f"the first member of the batch has other bits when it is computed alone ({kind} inputs)"
+                )
     return None
 
 
@@ -91,9 +116,12 @@ def samples(implementation: Implementation, device: Device) -> Iterator[Problem]
 
 
 def check(
-    registry: Registry, name: str, text: str | None, device: str
+    registry: Registry, name: str, text: str | None, device: str, **asked: bool
 ) -> Iterator[tuple[Problem, Status, str]]:
-    """Each problem (small ones where there is no `text`), how it ended, and the reason where that is not `ok`."""
+    """Each problem (small ones where there is no `text`), how it ended, and the reason where that is not `ok`.
+
+    `asked` is what `verdict` may be asked beyond its promises.
+    """
     implementation = registry.implementations[name]
     where = Device(kind=device.partition(":")[0])
     missing = requirements(implementation)[1]
@@ -105,7 +133,7 @@ def check(
             yield one, Status.UNAVAILABLE, missing
         else:
             try:
-                wrong = verdict(implementation, one, device)
+                wrong = verdict(implementation, one, device, **asked)
             except (Exception, SystemExit) as error:
                 yield one, Status.FAILED, f"{type(error).__name__}: {error}"
             else:

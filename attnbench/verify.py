@@ -5,12 +5,12 @@ tolerance would mean nothing: the output's spread falls with Sk, and so does the
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from attnbench.implementation import Inputs
+from attnbench.implementation import Device, Implementation, Inputs, Prepared
 from attnbench.inputs import OUTPUTS, TORCH_DTYPES
 from attnbench.problem import DType, Problem
 from attnbench.records import Accuracy, worst
@@ -23,6 +23,9 @@ Those of the gradients are 1.5 x the largest ratio that a sound algorithm reache
 up, and not below those of `out`. The largest ratios are float32's and float64's, where the yardstick has no
 narrower step than a sound algorithm; in half types none exceeded 2.
 """
+
+LSE_FACTOR = 3.0
+"""Likewise of the largest absolute error of a log-sum-exp: that of a row of `out`."""
 
 FLOORS = {
     DType.FLOAT64: 16 * 2.0**-52,
@@ -55,6 +58,14 @@ def _floor(problem: Problem, top_score: float) -> float:
     return floor
 
 
+def _lse_floor(problem: Problem, top_score: float) -> float:
+    """The rounding of the scores in float32: sums of D products, which err by sqrt(D) / 3 times as much as one
+    rounding of the largest score where all products have the same sign."""
+    assert problem.uniform is not None
+    largest = top_score + math.log(max(problem.uniform[1], 1))
+    return 2.0**-24 * math.sqrt(problem.head_dim) * max(1.0, largest / 3)
+
+
 def inspect(
     outputs: object, problem: Problem, inputs: Inputs, device: str, qkv_format: str
 ) -> tuple[Tensor, ...] | str:
@@ -72,6 +83,26 @@ def inspect(
         if wrong:
             return f"{name}: {wrong}" if len(names) > 1 else wrong
     return tuple(tensor.detach() for tensor in found)
+
+
+def alone(
+    implementation: Implementation, problem: Problem, inputs: Inputs, device: str
+) -> tuple[Tensor, ...]:
+    """What the first member of a batch comes out as where it is the whole batch; empty where that is unsupported.
+
+    Raises `ValueError` where that breaks the contract, and what the implementation raises.
+    """
+    single = replace(problem, sequences=problem.sequences[:1])
+    if implementation.why_not(single, Device(kind=torch.device(device).type)):
+        return ()
+    q, k, v = (t[:1].clone() for t in (inputs.q, inputs.k, inputs.v))
+    given = Inputs(q=q, k=k, v=v, dout=None if inputs.dout is None else inputs.dout[:1].clone())
+    prepared = implementation.prepare(single, given)
+    prepared = prepared if isinstance(prepared, Prepared) else Prepared(step=prepared)
+    found = inspect(prepared.read(prepared.step()), single, given, device, implementation.qkv_format)
+    if isinstance(found, str):
+        raise ValueError(f"{found} (the first member of the batch alone)")
+    return found
 
 
 def _inspect(
@@ -93,6 +124,22 @@ def _inspect(
         if given is not None and low < _extent(given)[1] and _extent(given)[0] < high:
             return "the output is a view of an input"
     return None
+
+
+def inspect_lse(tensor: object, problem: Problem, device: str) -> Tensor | str:
+    """A log-sum-exp [B, Hq, Sq] without its graph, or what is wrong with it in words."""
+    if type(tensor) is not Tensor:
+        return f"lse: it is a {type(tensor).__name__}, expected a plain torch.Tensor"
+    assert problem.uniform is not None
+    shape = [problem.batch, problem.heads_q, problem.uniform[0]]
+    if list(tensor.shape) != shape:
+        return f"lse: shape {list(tensor.shape)}, expected {shape}"
+    wide = (torch.float32, torch.float64) if problem.dtype is DType.FLOAT64 else (torch.float32,)
+    if tensor.dtype not in wide:
+        return f"lse: dtype {str(tensor.dtype)[6:]}, expected float32"
+    if tensor.device.type != torch.device(device).type:
+        return f"lse: it is on {tensor.device}, expected {device}"
+    return tensor.detach()
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
@@ -117,8 +164,16 @@ class Standard:
         self.squares: dict[str, float] = {}
         self.allowed: dict[str, tuple[float, float]] = {}
         """Error of the yardstick's worst row and of its whole tensor, floored."""
+        self.lse_allowed = _lse_floor(problem, float(oracle["top_score"]))
         for name, tensor in yard.items():
             right = oracle[name]
+            if name == "lse":
+                off = (tensor - right).abs()
+                known = off[off.isfinite()]
+                self.lse_allowed = max(
+                    [self.lse_allowed, *(known.max()[None].tolist() if len(known) else ())]
+                )
+                continue
             norms = torch.stack([_norms(group) for group in right])
             sizes = torch.maximum(norms, oracle[f"{name}_size"])
             least = FLUSHED.get(problem.dtype, 1e-30)
@@ -135,8 +190,30 @@ class Standard:
         `actual` holds what `inputs.pick` returns. Errors are infinite where the output is not finite and the
         oracle is.
         """
-        found = [self._compare(name, tensor.to(self.oracle[name].device)) for name, tensor in actual.items()]
-        return worst(accuracy for accuracy, _ in found), next((reason for _, reason in found if reason), None)
+        there = {name: tensor.to(self.oracle[name].device) for name, tensor in actual.items()}
+        lse = there.pop("lse", None)
+        found = [self._compare(name, tensor) for name, tensor in there.items()]
+        accuracy = worst(accuracy for accuracy, _ in found)
+        reasons = [reason for _, reason in found]
+        if lse is not None:
+            error, reason = self._compare_lse(lse)
+            accuracy = replace(accuracy, lse=error)
+            reasons.append(reason)
+        return accuracy, next(filter(None, reasons), None)
+
+    def _compare_lse(self, tensor: Tensor) -> tuple[float, str | None]:
+        """The largest absolute error, infinite where one of both is not finite, and a reason."""
+        right = self.oracle["lse"]
+        off = torch.where(tensor == right, 0, (tensor - right).abs().nan_to_num_(nan=math.inf))
+        error, reason = float(off.max()), None
+        if error > LSE_FACTOR * self.lse_allowed:
+            where, blind = self._place("lse", off), bool((off.isinf() & right.isinf()).any())
+            reason = f"lse: not -inf at {where}, where no key may be seen"
+            if not blind:
+                budget = f"the budget ({LSE_FACTOR:g} x yardstick {self.lse_allowed:.2g})"
+                times = error / (LSE_FACTOR * self.lse_allowed)
+                reason = f"lse: error {error:.2g} is {times:.3g} x {budget}, worst at {where}"
+        return error, reason
 
     def _compare(self, name: str, tensor: Tensor) -> tuple[Accuracy, str | None]:
         found, (yardstick_row, yardstick_rms) = self._errors(name, tensor), self.allowed[name]

@@ -33,6 +33,10 @@ _POOLS = ThreadpoolController()  # looks through all loaded libraries
 
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "not enough memory")
 
+REPEATS = 2
+"""Further calls on the same inputs, whose bits are compared."""
+REPEAT_S = 2.0
+"""Calls that last longer are not repeated."""
 _POISON_ELEMENTS = 2**18
 """Up to 16 copies of a small output, and two of a large one."""
 
@@ -112,9 +116,10 @@ class Job:
         self.prepared: Prepared
         self.clock = clocks.clock(message["clock"], self.device)
         self.before: clocks.Before = clocks.nothing
+        self.batch_invariance: bool = message["batch_invariance"]
         self.last: Any = None
-        self.least_s = math.inf
-        """Of a call in the last block."""
+        self.call_s = 0.0
+        """Of the last call, or the last block's shortest one."""
 
     def _confine(self, memory_bytes: int, threads: int) -> None:
         torch.set_num_threads(1)  # until `prepare`: a first parallel region costs more than it saves here
@@ -152,11 +157,12 @@ class Job:
         finally:
             torch.set_num_threads(self.threads)
 
-    def _call(self) -> tuple[Any, float]:
+    def _call(self) -> Any:
         start = perf_counter()
         raw = self.prepared.step()
         self._synchronize()
-        return raw, perf_counter() - start
+        self.call_s = perf_counter() - start
+        return raw
 
     # ------------------------------------------------------------ operations
 
@@ -167,18 +173,22 @@ class Job:
         before = inputs.checksum(self.inputs)
         self._poison()
         setup_s = self._prepare()
-        raw, first_call_s = self._call()
+        raw = self._call()
+        first_call_s = self.call_s
         outputs = {"normal": self._output("normal", raw)}
+        invariant = self._invariant(raw)
+        deterministic = self._deterministic(raw, REPEATS)
         del raw
         self._unchanged(before)
         for kind in inputs.KINDS[1:]:
-            outputs[kind], call_s = self._renewed(kind)
+            outputs[kind] = self._renewed(kind)
         return {
             "setup_s": setup_s,
             "first_call_s": first_call_s,
-            "call_s": call_s,
+            "call_s": self.call_s,
             "kernel": self.prepared.kernel,
             "outputs": outputs,
+            "bits": {"deterministic": deterministic, "batch_invariant": invariant},
         }
 
     def memory(self, message: Mapping[str, Any]) -> Answer:
@@ -218,7 +228,7 @@ class Job:
         before = environment.waited_s()
         taken = self.clock.take(self.step, clocks.Pace(**message["pace"]), self.before)
         after = environment.waited_s()
-        self.last, self.least_s = taken.last, min(taken.seconds)
+        self.last, self.call_s = taken.last, min(taken.seconds)
         waited = None if before is None or after is None else max(0.0, after - before)
         return dataclasses.asdict(dataclasses.replace(taken, last=None, waited_s=waited))
 
@@ -229,14 +239,18 @@ class Job:
             self.step.kept.clear()
         for copy in self.copies:
             self._unchanged(self.checksum, copy)
+        known_s = self.call_s
         with self._one_thread():
             self.inputs.v.neg_()  # whoever computes only when read, outside the clock, gives another answer
         timed = self._output("timed", self.last)
+        with self._one_thread():
+            self.inputs.v.neg_()
+        deterministic = self._deterministic(self.last, 1)
         self.last = None
-        peaked, seconds = self._renewed("peaked")
-        if self._saves(seconds, self.least_s):
+        peaked = self._renewed("peaked")
+        if self._saves(self.call_s, known_s):
             self._forgets()
-        return {"outputs": {"timed": timed, "peaked": peaked}}
+        return {"outputs": {"timed": timed, "peaked": peaked}, "bits": {"deterministic": deterministic}}
 
     def _saves(self, new_s: float, known_s: float) -> bool:
         return new_s > _SAVED * known_s + _SAVED_S
@@ -299,8 +313,8 @@ class Job:
         if after != before:
             raise WrongError("the inputs were changed by the call")
 
-    def _renewed(self, kind: str) -> tuple[str, float]:
-        """Outputs for inputs of another kind, written into the same storage, and the seconds of their call."""
+    def _renewed(self, kind: str) -> str:
+        """Outputs for inputs of another kind, written into the same storage."""
         form = self.implementation.qkv_format
         with self._one_thread():
             inputs.overwrite(self.inputs, self.problem, kind=kind, seed=self.seed, qkv_format=form)
@@ -310,17 +324,45 @@ class Job:
         if self.prepared.refresh:
             self.prepared.refresh()
         self._poison()
-        raw, seconds = self._call()
-        written = self._output(kind, raw)
+        written = self._output(kind, self._call())
         self._unchanged(before)
-        return written, seconds
+        return written
 
-    def _output(self, name: str, raw: Any) -> str:
-        """Write what the judge needs of an output to a file. Raises `WrongError` where it breaks the contract."""
+    def _deterministic(self, raw: Any, repeats: int) -> str:
+        """Whether further calls on the same inputs return the bits of `raw`; empty where calls are slow."""
+        first = None
+        for _ in range(repeats):
+            if self.call_s > REPEAT_S:
+                return ""
+            with self._one_thread():
+                first = first or inputs.checksums(self._found(raw))  # before its storage is used again
+            again = self._found(self._call())
+            with self._one_thread():
+                if inputs.checksums(again) != first:
+                    return "no"
+        return "yes"
+
+    def _invariant(self, raw: Any) -> str:
+        """Whether the first member of the batch has the same bits alone; empty where that was not asked for."""
+        if not self.batch_invariance or self.problem.batch == 1:
+            return ""
+        first = inputs.checksums(tensor[:1] for tensor in self._found(raw))
+        alone = verify.alone(self.implementation, self.problem, self.inputs, self.device)
+        if not alone:
+            return ""
+        return "yes" if inputs.checksums(alone) == first else "no"
+
+    def _found(self, raw: Any) -> tuple[torch.Tensor, ...]:
+        """The tensors of an output. Raises `WrongError` where they break the contract."""
         form = self.implementation.qkv_format
         found = verify.inspect(self.prepared.read(raw), self.problem, self.inputs, self.device, form)
         if isinstance(found, str):
             raise WrongError(found)
+        return found
+
+    def _output(self, name: str, raw: Any) -> str:
+        """Write what the judge needs of an output to a file. Raises `WrongError` where it breaks the contract."""
+        found, form = self._found(raw), self.implementation.qkv_format
         with self._one_thread():
             for part, tensor in zip(inputs.OUTPUTS[self.problem.direction], found, strict=True):
                 # the judge sees no more than the sample
@@ -329,6 +371,11 @@ class Job:
             picked = inputs.pick(found, self.problem, self.sample, form)
         if name == "timed" and self.sample.share < 1:  # dk and dv of the timed call saw all of dout
             picked = {key: value for key, value in picked.items() if key not in ("dk", "dv")}
+        if self.prepared.lse:
+            lse = verify.inspect_lse(self.prepared.lse(raw), self.problem, self.device)
+            if isinstance(lse, str):
+                raise WrongError(lse)
+            picked["lse"] = inputs.pick_lse(lse, self.sample)
         path = os.path.join(self.folder, f"{os.getpid()}-{name}")
         torch.save(picked, path)
         return path

@@ -29,7 +29,7 @@ JUDGES = """
 import ctypes
 import time
 
-from attnbench import judge
+from attnbench import inputs, judge
 
 
 def crashes(channel):
@@ -53,7 +53,7 @@ def shares(channel):
 def tires(channel):
     judging = judge.Judge(channel.receive())
     channel.send({})
-    for _ in range(2):  # the outputs of one canary
+    for _ in inputs.KINDS:  # the outputs of one canary
         channel.send(judging.verdict(channel.receive()))
 """
 
@@ -107,6 +107,14 @@ def spoils(inputs):
     return fused(inputs)
 
 
+def restless(inputs):
+    return fused(inputs) * (1 + random.choice((0, 1e-7, 2e-7, 3e-7)))
+
+
+def by_batch(inputs):
+    return fused(inputs) * (1 + 1e-7 * len(inputs.q))
+
+
 def patch_clocks(factor):
     from attnbench import clocks, worker
 
@@ -123,6 +131,8 @@ def patch_time():
 def attnbench_implementations():
     for name in ("a", "b", "c"):
         yield record(f"good-{name}", fused)
+    yield record("restless", restless)
+    yield record("by-batch", by_batch)
     yield record("half", lambda inputs: fused(inputs) / 2)
     yield record("no-memory", no_memory)
     yield record("hole", with_a_hole)
@@ -169,13 +179,15 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
         launches: int = 1,
         gflop: float = 0.5,
         cache: str = "warm",
+        batch: int = 1,
+        batch_invariance: bool = False,
         devices: Sequence[Device] = (Device(kind="cpu"),),
         **options: Any,
     ) -> Runner:
         suite: Suite = suites.parse(
-            f"question: q\nbaseline: good-a\nproblems: {{seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
+            f"question: q\nbaseline: good-a\nproblems: {{batch: {batch}, seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
             f"measure: {{launches: {launches}, budget: {budget}, threads: 1, cache: {cache}}}\n"
-            f"verify: {{gflop: {gflop}}}\n",
+            f"verify: {{gflop: {gflop}, batch_invariance: {str(batch_invariance).lower()}}}\n",
             "s.yaml",
         )
         registry = plugins.discover([str(plugin)])
@@ -314,6 +326,27 @@ def test_a_judge_that_ends_while_others_are_timed_leaves_no_unverified_time(
     assert rows[0].accuracy is not None  # of the first call, which was right
 
 
+def test_bits_that_differ_from_call_to_call_are_told_and_not_wrong(make: Make) -> None:
+    rows = make("good-a", "restless").run()
+    assert {r.cell.implementation: r.accuracy.deterministic for r in rows} == {
+        "good-a": "yes",
+        "restless": "no",
+    }
+    assert {r.status for r in rows} == {Status.OK}
+    assert {r.accuracy.batch_invariant for r in rows} == {""}
+
+
+def test_bits_that_depend_on_the_rest_of_the_batch_are_told_where_a_suite_asks(make: Make) -> None:
+    rows = make("good-a", "by-batch", batch=2, batch_invariance=True).run()
+    assert {r.cell.implementation: r.accuracy.batch_invariant for r in rows} == {
+        "good-a": "yes",
+        "by-batch": "no",
+    }
+    assert {r.status for r in rows} == {Status.OK}
+    single = make("good-a", batch=1, lengths="[17]", batch_invariance=True).run()
+    assert single[0].accuracy.batch_invariant == ""
+
+
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -325,7 +358,7 @@ def test_the_judge_rests_while_others_measure_whatever_its_verdict(make: Make, t
     torch.save({"out": torch.zeros(2, 1, 16, 8)}, path)
     try:
         with pytest.raises(_EndError) as caught:
-            judge.verdict({"normal": str(path)})
+            judge.verdict({"outputs": {"normal": str(path)}, "bits": {}})
         assert judge._child is not None
         end = time.monotonic() + 5
         while state(judge._child.pid) != "T" and time.monotonic() < end:

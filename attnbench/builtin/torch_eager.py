@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench import (
     INDEX_MASKS,
     Capabilities,
+    Direction,
     Implementation,
     Inputs,
     Prepared,
@@ -150,7 +151,9 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
 
     class Tiled(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, q_in: torch.Tensor, k_in: torch.Tensor, v_in: torch.Tensor) -> torch.Tensor:
+        def forward(
+            ctx: Any, q_in: torch.Tensor, k_in: torch.Tensor, v_in: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             q, k, v = fold(q_in) * scale, k_in.flatten(0, 1), v_in.flatten(0, 1)
             out = q.new_zeros(*q.shape[:2], problem.head_dim_v)
             total = q.new_zeros(*q.shape[:2], 1)
@@ -170,7 +173,8 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
             out_in = unfold(out)
             lse = (peak + total.log()).masked_fill_(blind, float("inf"))  # so that exp(s - lse) is 0 there
             ctx.save_for_backward(q_in, k_in, v_in, out_in, lse)
-            return out_in
+            ctx.mark_non_differentiable(lse)
+            return out_in, lse
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple[torch.Tensor, ...]:
@@ -192,8 +196,15 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
                 dk[:, keys] = ds.mT @ q[:, rows]
             return unfold(dq * scale), dk.view_as(k_in), dv.view_as(v_in)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = Tiled.apply(q, k, v)  # type: ignore[no-untyped-call]
-        return out
+    def tiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found: tuple[torch.Tensor, torch.Tensor] = Tiled.apply(q, k, v)  # type: ignore[no-untyped-call]
+        return found
 
-    return differentiable(attend, problem, inputs)
+    def lse_of(raw: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """[B Hk, Sq G, 1] -> [B, Hq, Sq]"""
+        lse = raw[1].view(pairs, sq, group).transpose(1, 2).reshape(problem.batch, problem.heads_q, sq)
+        return lse.masked_fill(lse == float("inf"), float("-inf"))
+
+    if problem.direction is Direction.FORWARD:
+        return Prepared(step=lambda: tiled(inputs.q, inputs.k, inputs.v), read=lambda raw: raw[0], lse=lse_of)
+    return differentiable(lambda q, k, v: tiled(q, k, v)[0], problem, inputs)

@@ -88,6 +88,21 @@ def attnbench_implementations() -> Iterable[Implementation]:
         qkv_format="bhsd",
         objection=_cudnn_objection,
     )
+    yield Implementation(
+        name="torch-flash-lse",
+        summary="the operator beneath SDPA's flash kernel on a CPU, which returns the log-sum-exp too; private to torch",
+        capabilities=replace(
+            _CAPABILITIES,
+            devices=frozenset(("cpu",)),
+            directions=frozenset(("forward",)),
+            masks=frozenset(("full", "causal", "causal-top-left")),
+            unequal_head_dims=False,
+        ),
+        prepare=_prepare_lse,
+        requires=("torch",),
+        qkv_format="bhsd",
+        objection=_lse_objection,
+    )
 
 
 def _mask_form(problem: Problem) -> str:
@@ -158,6 +173,14 @@ def _cudnn_objection(problem: Problem, device: Device) -> str | None:
     return None
 
 
+def _lse_objection(problem: Problem, device: Device) -> str | None:
+    assert problem.uniform is not None
+    if 0 in problem.uniform:
+        return "flash takes no empty sequences"
+    form = _mask_form(problem)
+    return "the operator has no causal mask with Sq != Sk" if form == "lower-right" else None
+
+
 _SWITCHES = {"math": "math", "flash": "flash", "efficient": "mem_efficient", "cudnn": "cudnn"}
 """Kernel -> what torch calls it in the names of its switches."""
 
@@ -201,6 +224,19 @@ def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
                 switch(True)
 
     return differentiable(attend, problem, inputs, kernel=kernel)
+
+
+def _prepare_lse(problem: Problem, inputs: Inputs) -> Prepared:
+    import torch
+
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    arguments = {"is_causal": _mask_form(problem) == "is_causal", "scale": problem.scale}
+
+    def step() -> "tuple[torch.Tensor, torch.Tensor]":
+        found: tuple[torch.Tensor, torch.Tensor] = attend(inputs.q, inputs.k, inputs.v, **arguments)
+        return found
+
+    return Prepared(step=step, read=lambda raw: raw[0], lse=lambda raw: raw[1], kernel="flash")
 
 
 def _mask(kernel: str | None, form: str, problem: Problem, device: "torch.device") -> "torch.Tensor | None":

@@ -131,6 +131,10 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("only", nargs="+", metavar="GLOB", help="implementations to check")
     _problem(check)
     check.add_argument("--device", default="cpu")
+    check.add_argument("--strided", action="store_true", help="with inputs that are not contiguous")
+    check.add_argument(
+        "--batch-invariance", action="store_true", help="a member of a batch alone, bit for bit"
+    )
     _plugin(check)
 
     proof = verbs.add_parser("selftest", help="check that attnbench measures right on this machine")

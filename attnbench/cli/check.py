@@ -28,7 +28,8 @@ def main(arguments: argparse.Namespace) -> int:
     why_not = ""
     for name in names:
         checked = False
-        for problem, status, reason in testing.check(registry, name, arguments.problem, device):
+        asked = {"strided": arguments.strided, "batch_invariance": arguments.batch_invariance}
+        for problem, status, reason in testing.check(registry, name, arguments.problem, device, **asked):
             checked = True
             ends.add(status)
             told = f"{status}: {' '.join(reason.split())}" if reason else "right"

@@ -70,6 +70,8 @@ VERIFY_KEYS: Mapping[str, Key] = {
     "gflop": Key("number", "0.5", "work of the float64 oracle per problem and kind of inputs, in 1e9 "
         "floating-point operations; of a larger problem a seeded sample of rows is checked",
         least=1e-3, field="work", unit=1e9),
+    "batch_invariance": Key("boolean", "false", "whether the first member of a batch is computed alone too, for the "
+        "column `batch_invariant`"),
 }
 SUITE_KEYS: Mapping[str, Key] = {
     "question": Key("text", "required", "what the suite answers, in words"),

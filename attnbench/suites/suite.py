@@ -44,6 +44,8 @@ class Verify:
 
     work: float = 5e8
     """Floating-point operations of the float64 oracle, per problem and kind of inputs."""
+    batch_invariance: bool = False
+    """Whether the first member of each batch is computed alone too, and the bits compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
