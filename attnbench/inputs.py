@@ -282,6 +282,8 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 MEMORY_BYTES = 2**28
 """Bound of what one of oracle, yardstick and picked outputs may hold in float64, where more than two groups
 are checked."""
+RANDOM_ROWS = 4
+"""Of a sample at the least: an implementation that computes only the others is found out."""
 _MASK_FLOP = 64  # what deciding one (query, key) pair costs the oracle, in flop; once for all groups
 
 
@@ -326,10 +328,11 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     """Everything where the oracle needs at most `work` flop and `MEMORY_BYTES`; else a seeded choice.
 
     The choice always holds the first and the last row, rows at the edges of the first and last blocks of 64
-    and 128, the rows where a window leaves the ends of the keys, and the first and the last group; the rest
-    of `work` goes to further groups, then to random rows and block edges. Where those that are always
-    held (up to 18 rows of two groups) already cost more than `work`, it is exceeded: 2e9 flop are too few
-    from some 30k keys on for groups of four heads of 128, and from 10k with gradients.
+    and 128, the rows where a window leaves the ends of the keys, `RANDOM_ROWS` that nobody can know beforehand,
+    and the first and the last group; the rest of `work` goes to further groups, then to random rows and block
+    edges. Where two groups are all that `work` allows, they are one of the ends and a random one. Where those that
+    are always held (up to 22 rows of two groups) already cost more than `work`, it is exceeded: 2e9 flop are too
+    few from some 25k keys on for groups of four heads of 128, and from 8k with gradients.
     """
     assert problem.uniform is not None
     sq, sk = problem.uniform
@@ -362,11 +365,12 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     part = 1 if len(rows) == sq else 2  # half for groups, half for rows
     affordable = max(2, int(min(left / part / max(cost, 1), len(groups))))
     count = min(len(groups), most(len(rows)), affordable)
-    middle = groups[1:-1]
-    picked = list(
-        dict.fromkeys([groups[0], groups[-1], *rng.sample(middle, min(len(middle), max(0, count - 2)))])
-    )
+    ends, middle = [groups[0], groups[-1]], groups[1:-1]
+    if count == 2 and middle:
+        ends = [rng.choice(ends)]
+    picked = list(dict.fromkeys([*ends, *rng.sample(middle, min(len(middle), max(0, count - len(ends))))]))
     left -= cost * len(picked)
+    least = len(rows) + RANDOM_ROWS
     for attempt in range(4 * sq):
         i = rng.randrange(sq)
         if attempt % 2:
@@ -374,7 +378,7 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
         if i in rows:
             continue
         left -= per_row[i] * len(picked) + _MASK_FLOP * sk
-        if left < 0 or len(picked) > most(len(rows) + 1):
+        if (left < 0 and len(rows) >= least) or len(picked) > most(len(rows) + 1):
             break
         rows.add(i)
     return choice(picked, rows)

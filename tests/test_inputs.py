@@ -233,6 +233,16 @@ def test_a_sample_always_holds_the_edges() -> None:
         assert list(sample.rows) == sorted(set(sample.rows))
 
 
+def test_a_sample_always_holds_rows_and_a_group_that_nobody_can_know() -> None:
+    problem = Problem.parse(f"{LONG} mask=full")
+    samples = [inputs.sample(problem, work=1.0, seed=seed) for seed in range(20)]
+    always = set.intersection(*(set(sample.rows) for sample in samples))
+    for sample in samples:
+        assert len(set(sample.rows) - always) >= inputs.RANDOM_ROWS
+        assert len(sample.groups) == 2
+        assert len(set(sample.groups) & {(0, 0), (1, 3)}) == 1
+
+
 def test_a_sample_is_a_function_of_the_problem_and_the_seed() -> None:
     problem = Problem.parse(f"{LONG} mask=causal")
     samples = [inputs.sample(problem, work=2e9, seed=seed) for seed in (0, 0, 1)]
