@@ -260,7 +260,7 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
 
     No memory is taken but for the sums, because a process's first touch of a page costs more than the rest.
     """
-    flat = tensor.detach().reshape(-1)
+    flat = tensor.detach().reshape(-1).contiguous()  # the same memory, but for one expanded from a number
     size = tensor.element_size()
     words = flat.view(torch.int64) if flat.numel() * size % 8 == 0 else flat.view(_INTEGERS[size])
     whole = words.numel() // _LINE * _LINE

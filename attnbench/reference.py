@@ -140,6 +140,9 @@ def _compute(
         here = slice(start, start + together)
         part = replace(sample, groups=sample.groups[here])
         k, v = part.keys(inputs.k).to(dtype), part.keys(inputs.v).to(dtype)
+        squares = (
+            tuple(t.square().sum(-1, keepdim=True) for t in (k, v)) if sizes else ()
+        )  # once, not in each block
         q = part.queries(inputs.q).to(dtype)  # [g, Hq/Hk, R, D]
         dout = None if inputs.dout is None else part.queries(inputs.dout).to(dtype)
         for rows, keys, allowed in blocks:
@@ -152,7 +155,7 @@ def _compute(
                 allowed,
                 rnd,
                 product,
-                sizes,
+                tuple(t[:, keys] for t in squares),
             )
             for name in names:
                 tensor = found[name]
@@ -177,10 +180,11 @@ def _attend(
     allowed: Tensor | None,
     rnd: Rounding,
     product: Product,
-    sizes: bool,
+    squares: tuple[Tensor, ...],
 ) -> dict[str, Tensor]:
     """Attention of `q` [g, Hq/Hk * r, D] over `k` [g, n, D] and `v` [g, n, Dv], and its gradients where
-    `dout` [g, Hq/Hk * r, Dv] is given; `allowed` [r, n]."""
+    `dout` [g, Hq/Hk * r, Dv] is given; `allowed` [r, n]. With the squared norms of k and v, `squares` [g, n, 1] each,
+    the squared sizes too."""
 
     caps = [modifier.cap for modifier in problem.modifiers if isinstance(modifier, Softcap)]
     s = rnd(rnd(product(q, k.mT)).mul_(problem.softmax_scale))  # [g, Hq/Hk * r, n]
@@ -208,8 +212,8 @@ def _attend(
         ds = rnd(ds.mul_(problem.softmax_scale))
         found["dq"] = rnd(product(ds, k))
         found["dk"] = product(ds.mT, q)
-    if sizes:
-        found |= _squared_sizes(problem, q, k, v, dout, out, p, slopes)
+    if squares:
+        found |= _squared_sizes(problem, q, squares, dout, out, p, slopes)
         found["top_score"] = top.masked_fill_(top == torch.finfo(top.dtype).min, 0).abs().max()
     return found
 
@@ -217,23 +221,22 @@ def _attend(
 def _squared_sizes(
     problem: Problem,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    squares: tuple[Tensor, ...],
     dout: Tensor | None,
     out: Tensor,
     p: Tensor,
     slopes: list[Tensor],
 ) -> dict[str, Tensor]:
-    """Sums of the squared norms of the terms of each row; `p` is overwritten.
+    """Sums of the squared norms of the terms of each row, from those of keys and values; `p` is overwritten.
 
     dP = dO . v and its row sum dO . out are taken for products of independent vectors:
     (dO . v)^2 is |dO|^2 |v|^2 / Dv on average.
     """
     p.square_()
-    v2, out2 = v.square().sum(-1, keepdim=True), out.square().sum(-1, keepdim=True)
+    (k2, v2), out2 = squares, out.square().sum(-1, keepdim=True)
     found = {"out_size": p @ v2}
     if dout is not None:
-        q2, k2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, k, dout))
+        q2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, dout))
         found["dv_size"] = p.mT @ dout2
         for slope in slopes:
             p.mul_(slope).mul_(slope)

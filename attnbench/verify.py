@@ -204,7 +204,9 @@ class Standard:
     def _compare_lse(self, tensor: Tensor) -> tuple[float, str | None]:
         """The largest absolute error, infinite where one of both is not finite, and a reason."""
         right = self.oracle["lse"]
-        off = torch.where(tensor == right, 0, (tensor - right).abs().nan_to_num_(nan=math.inf))
+        off = torch.where(
+            tensor == right, 0, (tensor - right).abs().nan_to_num_(nan=math.inf, posinf=math.inf)
+        )
         error, reason = float(off.max()), None
         if error > LSE_FACTOR * self.lse_allowed:
             where, blind = self._place("lse", off), bool((off.isinf() & right.isinf()).any())

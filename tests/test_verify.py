@@ -248,12 +248,18 @@ def test_queries_with_a_single_key_do_not_reject_gradients_that_vanish_only_by_c
         assert there.judge(found)[1] is None, (dtype, kind)
 
 
-def test_tf32_products_are_accepted_only_for_tfloat32() -> None:
+@pytest.mark.parametrize("kind", inputs.COUNTED)
+def test_each_dtype_is_a_class_and_tf32_products_are_accepted_only_for_tfloat32(kind: str) -> None:
+    over = {}
     for dtype, accepted in (("tfloat32", True), ("float32", False)):
-        there = case(f"{SHAPES['square']} dtype={dtype} mask=causal", "normal")
+        there = case(f"{SHAPES['square']} dtype={dtype} mask=causal", kind)
         given = there.inputs
         rounded = Inputs(q=reference._tf32(given.q), k=reference._tf32(given.k), v=reference._tf32(given.v))
-        assert (there.judge(wide(there.problem, rounded))[1] is None) == accepted
+        accuracy, reason = there.judge(wide(there.problem, rounded))
+        assert (reason is None) == accepted
+        over[dtype] = accuracy.rms / (verify.FACTORS["out"][1] * accuracy.yardstick_rms)
+    assert over["tfloat32"] < 1
+    assert over["float32"] > 100
 
 
 # ---------------------------------------------------------------- planted defects
@@ -449,17 +455,51 @@ def test_a_planted_defect_of_the_backward_pass_is_caught(keys: int, dtype: str, 
 # ---------------------------------------------------------------- zeros, numbers, words
 
 
-def test_a_row_that_sees_no_key_must_be_exactly_zero() -> None:
+@pytest.mark.parametrize("kind", inputs.KINDS)
+@pytest.mark.parametrize("dtype", [*DTYPES, "tfloat32", "float64"])
+def test_a_row_that_sees_no_key_must_be_exactly_zero(dtype: str, kind: str) -> None:
     there = case(
-        f"batch=1 seqlen_q=8 seqlen_kv=4 heads=1 head_dim=16 dtype=float32 mask=causal {GRADIENTS}", "normal"
+        f"batch=1 seqlen_q=8 seqlen_kv=4 heads=1 head_dim=16 dtype={dtype} mask=causal {GRADIENTS}", kind
     )
     right = wide(there.problem, there.inputs)
     assert there.judge(right)[1] is None
     for name in ("out", "dq"):
         wrong = right[name].clone()
-        wrong[0, 0, 3, 5] = 1e-30
+        wrong[0, 0, 3, 5] = 6e-8 if dtype == "float16" else 1e-30  # float16's least is 5.96e-8
         reason = there.judge(right | {name: wrong})[1]
         assert reason == f"{name}: not zero at batch 0 head 0 row 3, where nothing contributes"
+
+
+def lse_of(there: Case) -> Tensor:
+    """[G, Hq/Hk, R], summed in float32."""
+    p, given = there.problem, there.inputs
+    s = given.q.float() @ given.k.float().repeat_interleave(p.heads_q // p.heads_kv, 1).mT * p.softmax_scale
+    return inputs.pick_lse(s.masked_fill(~allowed(p), -math.inf).logsumexp(-1), there.sample)
+
+
+LSE_SHAPE = "batch=2 seqlen_q=96 seqlen_kv=40 heads_q=4 heads_kv=2 head_dim=128 mask=causal"
+
+
+@pytest.mark.parametrize("kind", inputs.KINDS)
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_a_log_sum_exp_is_judged_and_must_be_minus_infinity_where_no_key_is_seen(
+    dtype: str, kind: str
+) -> None:
+    there = case(f"{LSE_SHAPE} dtype={dtype}", kind)
+    out, lse = there.yard["out"], lse_of(there)
+    accuracy, reason = there.standard.compare({"out": out, "lse": lse})
+    assert reason is None
+    assert 0 < accuracy.lse <= verify.LSE_FACTOR * there.standard.lse_allowed
+    assert there.standard.compare({"out": out})[0].lse is None
+    seen = lse.masked_fill(lse.isinf(), 0)
+    for wrong, told in (
+        (seen, "lse: not -inf at batch 0 head 0 row 0, where no key may be seen"),
+        (-lse, "lse: not -inf at batch 0 head 0 row 0, where no key may be seen"),
+        (lse / math.log(2), "lse: error "),  # of base 2
+        (torch.where(lse.isinf(), lse, math.nan), "lse: error inf"),
+    ):
+        accuracy, reason = there.standard.compare({"out": out, "lse": wrong})
+        assert (reason or "").startswith(told)
 
 
 def test_a_key_that_no_query_sees_must_have_gradients_of_exactly_zero() -> None:
