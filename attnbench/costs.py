@@ -23,6 +23,11 @@ WORK = {
 """Matrix products of a direction relative to the forward pass (Dao 2023, section 4.1)."""
 
 
+LEAST_WORK = {**WORK, Direction.BACKWARD: 2.0, Direction.FORWARD_BACKWARD: 3.0}
+"""Products that none can do without: where the forward pass keeps its weights, two of the forward pass's size fewer
+than five are left to the backward pass."""
+
+
 def _sum_clamped(first: int, count: int, top: int) -> int:
     """sum over i < count of min(max(first + i, 0), top)."""
     start, end = max(first, 0), first + count  # the terms first .. end - 1; negative ones add nothing
@@ -103,6 +108,17 @@ def flops(problem: Problem) -> float | None:
     The convention of flash-attention's and everybody's tables: only the two matrix products count.
     None where the mask or the mechanism cannot be counted yet.
     """
+    forward = _forward(problem)
+    return None if forward is None else WORK[problem.direction] * forward
+
+
+def least_flops(problem: Problem) -> float | None:
+    """As `flops`, but only what every exact computation must do: see `LEAST_WORK`."""
+    forward = _forward(problem)
+    return None if forward is None else LEAST_WORK[problem.direction] * forward
+
+
+def _forward(problem: Problem) -> int | None:
     if not isinstance(problem.mechanism, Softmax | Dot):
         return None
     total = 0
@@ -112,7 +128,7 @@ def flops(problem: Problem) -> float | None:
             return None
         total += problem.sequences.count(shape) * count
     width = problem.head_dim + problem.head_dim_v
-    return WORK[problem.direction] * 2 * total * width * problem.heads_q
+    return 2 * total * width * problem.heads_q
 
 
 def tensor_bytes(problem: Problem) -> dict[str, int]:

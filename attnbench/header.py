@@ -33,12 +33,12 @@ def make(
     plan: Plan,
     registry: Registry,
     seed: int,
-    torch_facts: Mapping[str, Any],
+    probed: Mapping[str, Any],
 ) -> Run:
     """The header of a run that is about to begin. It names no host, no user and no absolute path."""
     facts = environment.describe()
     facts["openmp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY", "not set: waiting threads spin")
-    facts["torch_build"] = dict(torch_facts)
+    facts |= probed
     facts["plugins"] = {p.owner.plugin: told for p in registry.plugins if (told := dict(p.environment()))}
     names = {str(d): d.name or str(facts["cpu"]["model"] if d.kind == "cpu" else "") for d in plan.devices}
     used = list(dict.fromkeys(p.cell.implementation for p in plan.cells))

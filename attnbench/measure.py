@@ -6,7 +6,7 @@ import gc
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attnbench import estimates, noise
@@ -25,6 +25,9 @@ LATENCY_S = 1e-3
 
 QUEUE_S = 1e-4
 """What synchronising with an idle device may take."""
+
+FULL_CLOCK = 0.97
+"""A block at a lower share of the highest clock of the run is flagged."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -52,6 +55,8 @@ class Course:
     """Seconds of each block by the worker's clock and by the parent's."""
     inner: int = 1
     """Calls in a sample of the last block."""
+    top_clock_hz: float = 0.0
+    """Highest clock of the device in the run so far."""
     stop_reason: str = ""
 
     @property
@@ -68,7 +73,7 @@ class Course:
         The canary's second call, from which the pace is chosen, may be many times slower than the others. Where
         the first block, or one without a warm-up, shows this, the blocks so far were too short and do not count.
         """
-        before, unwarmed, self.inner = self.call_s, self.slow, self.pace.inner
+        before, unwarmed, self.inner = self.call_s, self.slow, taken.inner or self.pace.inner
         self.blocks.append(
             Block(
                 round=round_,
@@ -80,14 +85,31 @@ class Course:
                 waited_s=taken.waited_s,
                 busy_s=taken.busy_s,
                 running=running,
+                sm_clock_hz=taken.sm_clock_hz,
+                power_w=taken.power_w,
+                temperature_c=taken.temperature_c,
+                throttle=taken.throttle,
             )
         )
+        self._flag_slow_clocks()
         self.spent_s += elapsed_s
         self.elapsed_s += elapsed_s
         self.accounts.append((max(taken.busy_s, sum(taken.seconds) * self.inner), elapsed_s))
         self.call_s = min(self.call_s, *taken.seconds)
         if (unwarmed or len(self.blocks) == self.first + 1) and self.call_s < before / 2:
             del self.blocks[self.first :]
+
+    def _flag_slow_clocks(self) -> None:
+        """Flag every sample of blocks in which the device was throttled, or slower than in others of the run."""
+        self.top_clock_hz = max(self.top_clock_hz, *(b.sm_clock_hz or 0.0 for b in self.blocks))
+        for index, block in enumerate(self.blocks):
+            clock = block.sm_clock_hz
+            if block.throttle or (clock is not None and clock < FULL_CLOCK * self.top_clock_hz):
+                self.blocks[index] = replace(block, flagged=tuple(range(len(block.seconds))))
+
+    def note_energy(self, joules: float) -> None:
+        """Of one call, counted after the last block of a launch."""
+        self.blocks[-1] = replace(self.blocks[-1], energy_j=joules)
 
     def begin(self, launch: int) -> None:
         """Start a launch, or the part of it in another cohort, with a share of the budget of its own."""
@@ -177,10 +199,19 @@ class Course:
             first_call_s=first_call_s,
             host_enqueue_s=_median([b.host_enqueue_s for b in self.blocks]),
             end_to_end_s=_median([b.end_to_end_s for b in self.blocks]),
+            sm_clock_hz=_median([b.sm_clock_hz for b in self.blocks]),
+            power_w=_median([b.power_w for b in self.blocks]),
+            temperature_c=_median([b.temperature_c for b in self.blocks]),
+            throttle=self._throttle,
+            energy_j=_median([b.energy_j for b in self.blocks]),
             grade=grade,
             noise=why,
             drift=drift,
         )
+
+    @property
+    def _throttle(self) -> str:
+        return "+".join(sorted({reason for b in self.blocks for reason in b.throttle.split("+") if reason}))
 
     def _signs(self, found: estimates.Interval, drift: float | None, flagged: float) -> noise.Signs:
         running = [block.running for block in self.blocks if block.running is not None]
@@ -190,6 +221,7 @@ class Course:
             waited=_median([noise.waited(block) for block in self.counted]),
             running=statistics.fmean(running) if running else None,
             flagged=flagged,
+            throttle=self._throttle,
         )
 
 

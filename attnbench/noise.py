@@ -52,12 +52,14 @@ def waited(block: "Block") -> float | None:
 def counted(blocks: "Sequence[Block]") -> "list[Block]":
     """The sound blocks, or all where they are few. Whether one is sound does not depend on its times.
 
-    Threads that waited tell it; where that is not known, that each sample was interrupted.
+    Threads that waited tell it; where that is not known, that each sample was interrupted; and on a device with a
+    queue, whose flags are its own, that each sample is flagged.
     """
     sound = []
     for block in blocks:
         share = waited(block)
-        if len(block.flagged) < len(block.seconds) if share is None else share <= WAITED:
+        flags_tell = share is None or block.host_enqueue_s is not None
+        if not (flags_tell and len(block.flagged) == len(block.seconds)) and (share or 0.0) <= WAITED:
             sound.append(block)
     return sound if len(sound) >= LEAST_SOUND else [*blocks]
 

@@ -8,10 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attnbench import caches, environment
+from attnbench import caches, environment, peaks
 from attnbench.caches import Caching
 from attnbench.clocks import Taken
 from attnbench.forkserver import Child, ChildEndedError, ChildTimeoutError, ForkServer, running
@@ -29,6 +30,9 @@ PRELOAD = ("attnbench.worker", "attnbench.judge")
 WORKER = "attnbench.worker:serve"
 JUDGE = "attnbench.judge:serve"
 PROBE = "attnbench.worker:probe"
+PEAKS = "attnbench.peaks:serve"
+PEAKS_TIMEOUT_S = 60.0
+"""A run with less time left than this measures no peaks."""
 CACHE = "cache"
 """In the run's folder, while it is unfinished: what compilers keep for later launches and for `--resume`."""
 JUDGE_TIMEOUT_S = 600.0
@@ -104,14 +108,42 @@ def fork_server(patient: bool = False) -> ForkServer:
 
 
 def probe(server: ForkServer) -> tuple[tuple[Device, ...], str, dict[str, Any]]:
-    """CUDA devices, the reason why there is none, and facts about torch; asked in a process of its own."""
+    """CUDA devices, the reason why there is none, and facts for the header; asked in a process of its own."""
     with running(server, PROBE) as child:
         answer = child.ask({}, timeout=120)
     devices = []
     for facts in answer["devices"]:
         capability = tuple(facts.pop("compute_capability"))
         devices.append(Device(**facts, compute_capability=capability))
-    return tuple(devices), answer["reason"], answer["torch"]
+    return tuple(devices), answer["reason"], answer["facts"]
+
+
+def known_peaks(
+    server: ForkServer, device: Device, threads: int, again: bool = False
+) -> tuple[peaks.Peaks | None, bool]:
+    """The peaks of a device, and whether they are kept: those of the user's cache, or measured in a child.
+
+    `again` measures in any case and keeps the higher of both. None where the child does not manage.
+    """
+    model = device.name or str(environment.describe()["cpu"]["model"] or device)
+    threads = threads if device.kind == "cpu" else 0
+    kept = peaks.load(model, threads)
+    if kept and not again:
+        return kept, True
+    with running(server, PEAKS) as child:
+        try:
+            answer = child.ask({"device": str(device), "threads": max(threads, 1)}, PEAKS_TIMEOUT_S)
+        except (ChildEndedError, ChildTimeoutError):
+            return kept, kept is not None
+    found = peaks.Peaks(
+        device=model,
+        threads=threads,
+        torch=version("torch"),
+        flops_per_s=answer["flops_per_s"],
+        bytes_per_s={int(size): rate for size, rate in answer["bytes_per_s"].items()},
+    )
+    found = peaks.faster(found, kept) if kept else found
+    return found, peaks.save(found)
 
 
 @dataclass(kw_only=True)
@@ -131,6 +163,8 @@ class Runner:
     """Rows by cell key, those of an earlier part of the run included."""
     listener: Listener = lambda _: None
     time_budget_s: float | None = None
+    limits: bool = False
+    """Whether times are held against the device's peaks, which are measured where nobody has done so."""
     stopped: str = ""
     """Why the run ended before its plan did, in words."""
 
@@ -143,6 +177,8 @@ class Runner:
             SHARE_OF_MEMORY * environment.available_memory()
         )
         self._scratch = ""
+        self._peaks: dict[str, peaks.Peaks | None] = {}
+        self._top_clocks: dict[str, float] = {}
 
     # ------------------------------------------------------------ the whole
 
@@ -223,6 +259,7 @@ class Runner:
     def _problem(self, problem: Problem, device: Device, jobs: Sequence[Planned]) -> Iterator[Result]:
         candidates: list[Candidate] = []
         known: dict[str, Candidate | _EndError] = {}  # what is right is so whatever the caches hold
+        self._know_peaks(device, jobs[0].cell.threads)
         with self._scratch_folder(), self._judge(problem, device) as judge:
             for job in jobs:
                 if self._out_of_time():
@@ -291,6 +328,38 @@ class Runner:
             kernel=found.answer["kernel"] if found else "",
             output=end.output,
         )
+
+    # ------------------------------------------------------------ limits of the device
+
+    def _know_peaks(self, device: Device, threads: int, again: bool = False) -> None:
+        hurry = self._patience(PEAKS_TIMEOUT_S) < PEAKS_TIMEOUT_S
+        if not self.limits or hurry or (str(device) in self._peaks and not again):
+            return
+        self._say(f"looking up or measuring what {device} can do at most")
+        self._peaks[str(device)], _ = known_peaks(self.server, device, threads, again)
+
+    def _floor(self, candidate: Candidate) -> peaks.Floor | None:
+        """The least time of a cell; None where it is not known, and for approximations, which may do less."""
+        cell = candidate.planned.cell
+        known = self._peaks.get(cell.device)
+        if known is None or self.registry.implementations[cell.implementation].approximation:
+            return None
+        return peaks.floor(candidate.planned.problem, known)
+
+    def _too_fast(self, candidate: Candidate, device: Device) -> str | None:
+        """A reason where the median lies below the floor, also after peaks have been measured again just now.
+
+        They may have been measured on a busy machine, and a floor that is too high must accuse nobody.
+        """
+        median = candidate.course.timing(0.0, 0.0).median_s
+        floor = self._floor(candidate)
+        if floor is not None and median < floor.seconds:
+            self._know_peaks(device, candidate.planned.cell.threads, again=True)
+            floor = self._floor(candidate)
+        if floor is None or median >= floor.seconds:
+            return None
+        least = seconds_text(floor.seconds)
+        return f"{seconds_text(median)} a call, where this device needs {least} at least: {floor.why}"
 
     # ------------------------------------------------------------ one cell
 
@@ -435,7 +504,7 @@ class Runner:
                 for candidate in racing:
                     if candidate.planned.cell.key not in ended:
                         with self._catch(candidate, [], ended):
-                            self._check(candidate, judge)
+                            self._check(candidate, judge, device)
         for candidate in candidates:
             job = candidate.planned
             end = ended.get(job.cell.key)
@@ -485,9 +554,12 @@ class Runner:
         taken = Taken(**{**answer, "seconds": tuple(answer["seconds"]), "flagged": tuple(answer["flagged"])})
         if min(taken.seconds) <= 0:
             raise _EndError(Status.IMPOSSIBLE, "the job's clock stood still while it was timed")
+        device = candidate.planned.cell.device
+        top = max(self._top_clocks.get(device, 0.0), taken.sm_clock_hz or 0.0)
+        course.top_clock_hz = self._top_clocks[device] = top
         course.add(taken, elapsed, round_, running)
 
-    def _check(self, candidate: Candidate, judge: "_Judge") -> None:
+    def _check(self, candidate: Candidate, judge: "_Judge", device: Device) -> None:
         """Judge an output that the timer saw, and one for new values in the same storage."""
         child, course = candidate.child, candidate.course
         assert child is not None
@@ -498,9 +570,11 @@ class Runner:
         child.resume()
         answer = self._ask(child, {"op": "check"}, "after it was timed")
         child.leave()
+        if answer.get("energy_j") is not None:
+            course.note_energy(answer["energy_j"])
         accuracy = judge.verdict(answer, "after it was timed, ")
         candidate.accuracy = worst([candidate.accuracy, accuracy])
-        if reason := course.unaccounted():
+        if reason := course.unaccounted() or self._too_fast(candidate, device):
             raise _EndError(Status.IMPOSSIBLE, reason)
 
     def _dismiss(self, candidate: Candidate) -> None:
@@ -510,13 +584,18 @@ class Runner:
 
     def _finished(self, candidate: Candidate) -> Result:
         answer = candidate.answer
+        timing, floor = (
+            candidate.course.timing(answer["setup_s"], answer["first_call_s"]),
+            self._floor(candidate),
+        )
         return Result(
             cell=candidate.planned.cell,
             status=Status.OK,
             accuracy=candidate.accuracy,
             timing=replace(
-                candidate.course.timing(answer["setup_s"], answer["first_call_s"]),
+                timing,
                 cache_method=candidate.caching.method,
+                floor_s=floor.seconds if floor else None,
             ),
             memory=candidate.memory,
             blocks=tuple(candidate.course.blocks),

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-from attnbench import caches, clocks, environment, inputs, measure, plugins, verify
+from attnbench import caches, clocks, environment, inputs, measure, plugins, sensors, verify
 from attnbench.forkserver import Channel
 from attnbench.implementation import Implementation, Inputs, Prepared, Step
 from attnbench.problem import Direction, Problem
@@ -46,6 +46,8 @@ _SAVED = 2.0
 """An implementation that answers known values faster by more than this factor ..."""
 _SAVED_S = 20e-6
 """... and by more than this remembers answers."""
+_WORK_S = 5e-3
+"""Between two looks at the energy counter."""
 
 
 class WrongError(Exception):
@@ -79,6 +81,8 @@ def explain(error: BaseException) -> tuple[Status, str]:
         return Status.WRONG, text
     if isinstance(error, ImpossibleError):
         return Status.IMPOSSIBLE, text
+    if isinstance(error, clocks.CaptureError):
+        return Status.UNSUPPORTED, text
     trace, place = error.__traceback__, ""
     while trace is not None:
         place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
@@ -117,6 +121,7 @@ class Job:
         self.clock = clocks.clock(message["clock"], self.device)
         self.before: clocks.Before = clocks.nothing
         self.batch_invariance: bool = message["batch_invariance"]
+        self.sensors: sensors.Sensors | None = None
         self.last: Any = None
         self.call_s = 0.0
         """Of the last call, or the last block's shortest one."""
@@ -131,6 +136,7 @@ class Job:
                 used = int(statm.read().split()[5]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, used + memory_bytes))
         else:
+            torch.cuda.set_device(self.device)  # events are recorded on the current device
             total = torch.cuda.get_device_properties(self.device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total), self.device)
 
@@ -203,8 +209,10 @@ class Job:
         gc.disable()
         self.checksum = inputs.checksum(self.inputs)
         self.copies = [self.inputs, *(_copy(self.inputs) for _ in range(1, message["copies"]))]
-        self._prepare()
-        self.turns = [self.prepared, *map(self._prepared_for, self.copies[1:])]
+        with self.clock.preparing():
+            self._prepare()
+            self.turns = [self.prepared, *map(self._prepared_for, self.copies[1:])]
+        self._synchronize()
         self.step: Step = self.prepared.step
         if len(self.copies) > 1:
             self.step = rotation = caches.Rotation([prepared.step for prepared in self.turns])
@@ -219,6 +227,8 @@ class Job:
             self.before()
             self._synchronize()
             rest_s = perf_counter() - start
+        if self.device != "cpu":
+            self.sensors, _ = sensors.found(torch, self.device)
         held = [tensor for copy in self.copies for tensor in _tensors(copy)]
         return {"input_bytes": caches.distinct_bytes(held), "rest_s": rest_s}
 
@@ -230,13 +240,20 @@ class Job:
         after = environment.waited_s()
         self.last, self.call_s = taken.last, min(taken.seconds)
         waited = None if before is None or after is None else max(0.0, after - before)
-        return dataclasses.asdict(dataclasses.replace(taken, last=None, waited_s=waited))
+        start = perf_counter()
+        seen = dataclasses.asdict(self.sensors.read()) if self.sensors else {}
+        busy_s = taken.busy_s + perf_counter() - start
+        return dataclasses.asdict(
+            dataclasses.replace(taken, last=None, waited_s=waited, busy_s=busy_s, **seen)
+        )
 
     def check(self, message: Mapping[str, Any]) -> Answer:
-        """Hand over the output that the last sample returned, and one for new values in the same storage."""
+        """Hand over the output that the last sample returned, and one for new values in the same storage.
+
+        In between the energy of a call is counted, where it can be.
+        """
         if isinstance(self.step, caches.Rotation):  # the copy that gave it is the one to go on with
             self.inputs, self.prepared = self.copies[self.step.place], self.turns[self.step.place]
-            self.step.kept.clear()
         for copy in self.copies:
             self._unchanged(self.checksum, copy)
         known_s = self.call_s
@@ -247,10 +264,24 @@ class Job:
             self.inputs.v.neg_()
         deterministic = self._deterministic(self.last, 1)
         self.last = None
+        energy_j = None
+        if self.sensors and self.before is clocks.nothing:  # a flush takes energy of its own
+            energy_j = self.sensors.joules(self._work)
+        if isinstance(self.step, caches.Rotation):
+            self.step.kept.clear()
         peaked = self._renewed("peaked")
         if self._saves(self.call_s, known_s):
             self._forgets()
-        return {"outputs": {"timed": timed, "peaked": peaked}, "bits": {"deterministic": deterministic}}
+        return {
+            "outputs": {"timed": timed, "peaked": peaked},
+            "bits": {"deterministic": deterministic},
+            "energy_j": energy_j,
+        }
+
+    def _work(self) -> int:
+        calls = self.clock.repeat(self.step, max(1, round(_WORK_S / max(self.call_s, 1e-9))))
+        self._synchronize()
+        return calls
 
     def _saves(self, new_s: float, known_s: float) -> bool:
         return new_s > _SAVED * known_s + _SAVED_S
@@ -261,6 +292,8 @@ class Job:
         For an honest implementation the two calls of a pair could change places, so that in each pair either
         has an even chance of being the slower. Before both, all inputs are read by all threads.
         """
+        graph = isinstance(self.clock, clocks.CudaGraph)  # it would replay what `refresh` has replaced
+        clock = clocks.clock("events", self.device) if graph else self.clock
         once = clocks.Pace(inner=1, samples=1, warm=0)
         tensors = (self.inputs.q, self.inputs.k, self.inputs.v)
         now: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -274,7 +307,7 @@ class Job:
                 if self.prepared.refresh:
                     self.prepared.refresh()
                 inputs.checksum(self.inputs)
-                seconds.append(min(self.clock.take(self.prepared.step, once).seconds))
+                seconds.append(min(clock.take(self.prepared.step, once).seconds))
             if not self._saves(*seconds):
                 return
         new_s, known_s = map(seconds_text, seconds)
@@ -392,9 +425,10 @@ def _copy(of: Inputs) -> Inputs:
 
 
 def probe(channel: Channel) -> None:
-    """Answer one message with the CUDA devices of this machine and facts about torch's build."""
+    """Answer one message with the CUDA devices of this machine, their sensors and facts about torch's build."""
     channel.receive()
     found, reason = [], ""
+    read = {"cpu": "nothing: NVML reports CUDA devices only"}
     try:
         if torch.version.cuda is None:
             reason = "this build of torch has no CUDA"
@@ -413,6 +447,8 @@ def probe(channel: Channel) -> None:
                         "compute_capability": [facts.major, facts.minor],
                     }
                 )
+                read[f"cuda:{index}"] = sensors.found(torch, f"cuda:{index}")[1]
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-    channel.send({"devices": found, "reason": reason, "torch": environment.torch_facts()})
+    answer = {"devices": found, "reason": reason}
+    channel.send({**answer, "facts": {"torch_build": environment.torch_facts(), "sensors": read}})

@@ -11,3 +11,9 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs of the tests hold locks of their own, lest they wait for another run on this machine."""
     os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("temporary"))
     tempfile.tempdir = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the peaks that the user keeps."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

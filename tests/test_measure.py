@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import math
 import os
@@ -8,9 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from attnbench import clocks, measure
-from attnbench.clocks import BLOCK_SAMPLES, CudaEvents, FakeClock, Pace, Taken, WallClock, pace
+from attnbench.clocks import (
+    BLOCK_SAMPLES,
+    CaptureError,
+    CudaEvents,
+    CudaGraph,
+    FakeClock,
+    Pace,
+    Taken,
+    WallClock,
+    captured_calls,
+    pace,
+)
 from attnbench.implementation import Prepared
 from attnbench.measure import Course
 from attnbench.records import Memory
@@ -286,6 +299,228 @@ def test_work_on_another_stream_contradicts_the_events(
     reason = course.unaccounted()
     assert (reason is None) == accounted
     assert accounted or "launch and events account for 0.003 s" in str(reason)
+
+
+class FakeGraphs(FakeCuda):
+    """A device with graphs: a replay takes the host 5 us and the device 3 ms for each call that was captured.
+
+    `strays` are calls that a library enqueues elsewhere, so that they run at once and not in a replay.
+    """
+
+    Tensor, OutOfMemoryError = torch.Tensor, torch.OutOfMemoryError
+
+    def __init__(self, strays: bool = False) -> None:
+        super().__init__(host_s=1e-3)
+        self.capturing, self.strays = False, strays
+        self.calls = 0
+        self.out = torch.zeros(2)
+
+    def step(self) -> torch.Tensor:
+        self.calls += 1
+        if self.capturing:
+            self.graphed += 0 if self.strays else 1
+        else:
+            super().step()
+        return self.out
+
+    def Stream(self, device: str) -> str:  # noqa: N802
+        return "side"
+
+    def stream(self, stream: str) -> Any:
+        return contextlib.nullcontext()
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        def replay() -> None:
+            self.replays += 1
+            self.host += 5e-6
+            self.now = max(self.now, self.host) + 3e-3 * self.graphed
+            if self.graphed:
+                self.out.fill_(1.0)
+
+        self.replays = self.graphed = 0
+        return SimpleNamespace(replay=replay)
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, stream: str) -> Iterator[None]:
+        assert stream == "side"
+        self.capturing = True
+        yield
+        self.capturing = False
+
+
+EIGHT = Pace(inner=1, samples=8, warm=8)
+
+
+def graphed(
+    device: FakeGraphs,
+    monkeypatch: pytest.MonkeyPatch,
+    pace: Pace = EIGHT,
+    step: Any = None,
+    before: Any = clocks.nothing,
+) -> Taken:
+    monkeypatch.setattr(clocks, "perf_counter", lambda: device.host)
+    return CudaGraph(device, "cuda:0").take(step or device.step, pace, before)
+
+
+def test_a_graph_of_several_calls_counts_no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeGraphs()
+    taken = graphed(device, monkeypatch)
+    assert taken.inner == 4
+    assert taken.seconds == pytest.approx([3e-3] * 2)  # of 8 samples of one call, in graphs of 4
+    assert taken.host_enqueue_s == pytest.approx(5e-6 / 4)
+    assert taken.end_to_end_s == pytest.approx(3e-3 + 5e-6 / 4)
+    assert device.replays == 2 + 2 + clocks.END_TO_END_CALLS  # warm-up, samples, end to end
+    assert taken.last.tolist() == [1, 1]
+    course = Course(call_s=3e-3, budget_s=0.5, launches=1)
+    course.add(taken, taken.busy_s, 0)
+    assert course.inner == 4
+    assert course.unaccounted() is None
+
+
+def test_a_graph_is_captured_once_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeGraphs()
+    monkeypatch.setattr(clocks, "perf_counter", lambda: device.host)
+    clock = CudaGraph(device, "cuda:0")
+    for _ in range(3):
+        clock.take(device.step, EIGHT)
+    assert device.calls == 1 + 4  # a call beforehand, and the capture
+    before = device.now
+    assert clock.repeat(device.step, 10) == 8
+    assert device.now - before == pytest.approx(8 * 3e-3, rel=0.01)
+    clock.take(device.step, Pace(inner=30, samples=8, warm=8))
+    assert device.calls == 1 + 4 + 1 + 30
+    clock.take(lambda: device.step(), Pace(inner=30, samples=8, warm=8))
+    assert device.calls == 2 * (1 + 30) + 1 + 4  # another step is another graph
+
+
+def test_what_a_replay_does_not_write_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = graphed(FakeGraphs(strays=True), monkeypatch)
+    assert not taken.last.isfinite().any()
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("inner", [1, 4, 17])
+@pytest.mark.parametrize("samples", [1, 3, 50])
+def test_a_graph_covers_the_rotated_copies(
+    monkeypatch: pytest.MonkeyPatch, copies: int, inner: int, samples: int
+) -> None:
+    calls = captured_calls(Pace(inner=inner, samples=samples, warm=1), copies)
+    assert calls % copies == 0
+    assert inner <= calls < max(inner, 4) + copies
+    device = FakeGraphs()
+
+    def rotated() -> torch.Tensor:
+        return device.step()
+
+    rotated.steps = (device.step,) * copies  # type: ignore[attr-defined]
+    assert graphed(device, monkeypatch, Pace(inner=inner, samples=samples, warm=1), rotated).inner == calls
+
+
+def test_where_the_cache_is_flushed_before_a_sample_a_graph_holds_one_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, flushes = FakeGraphs(), []
+    taken = graphed(device, monkeypatch, before=lambda: flushes.append(device.now))
+    assert (taken.inner, len(taken.seconds)) == (1, 8)
+    assert len(flushes) == 8 + clocks.END_TO_END_CALLS
+
+
+def test_a_slow_call_is_a_graph_of_its_own() -> None:
+    assert captured_calls(Pace(inner=1, samples=1, warm=0), 1) == 1
+
+
+def test_a_step_that_cannot_be_captured_says_why_and_memory_that_ran_out_stays_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = FakeGraphs()
+
+    def fails(error: Exception) -> Any:
+        def step() -> None:
+            if device.capturing:
+                raise error
+
+        return step
+
+    with pytest.raises(CaptureError, match=r"^no CUDA graph: RuntimeError: operation not permitted$"):
+        graphed(device, monkeypatch, step=fails(RuntimeError("operation not permitted\nhint")))
+    device.capturing = False
+    with pytest.raises(torch.OutOfMemoryError):
+        graphed(device, monkeypatch, step=fails(torch.OutOfMemoryError("CUDA out of memory")))
+
+
+def test_what_was_pinned_in_the_l2_cache_is_let_go_before_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, resets = FakeCuda(host_s=1e-6), []
+
+    def driver(name: str) -> Any:
+        assert name == "libcuda.so.1"
+        return SimpleNamespace(cuCtxResetPersistingL2Cache=lambda: resets.append(device.now) or 0)
+
+    monkeypatch.setattr(clocks.ctypes, "CDLL", driver)
+    taken_on(device, monkeypatch)
+    assert resets == [0.0]  # before the first call
+    assert clocks.reset_persisting_l2()
+
+
+@pytest.mark.parametrize("driver", ["missing", "old", "refuses"])
+def test_a_driver_that_pins_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
+    def load(name: str) -> Any:
+        if driver == "missing":
+            raise OSError(name)
+        return SimpleNamespace(
+            **({"cuCtxResetPersistingL2Cache": lambda: 801} if driver == "refuses" else {})
+        )
+
+    monkeypatch.setattr(clocks.ctypes, "CDLL", load)
+    assert not clocks.reset_persisting_l2()
+
+
+def sensed(clock_hz: float | None, throttle: str = "") -> Taken:
+    return Taken(
+        seconds=(1e-3,) * 3,
+        flagged=(),
+        busy_s=3e-3,
+        last=None,
+        sm_clock_hz=clock_hz,
+        power_w=300.0,
+        temperature_c=60.0,
+        throttle=throttle,
+        host_enqueue_s=1e-5,
+        waited_s=0.0,
+    )
+
+
+def test_blocks_at_less_than_97_percent_of_the_highest_clock_are_flagged_also_afterwards() -> None:
+    course = Course(call_s=1e-3, budget_s=1.0, launches=1)
+    for round_, clock in enumerate([1.9e9, 1.98e9, 1.925e9, 1.91e9]):
+        course.add(sensed(clock), 3e-3, round_)
+    whole = (0, 1, 2)
+    assert [b.flagged for b in course.blocks] == [whole, (), (), whole]
+    course.top_clock_hz = 2.1e9  # of another implementation's block
+    course.add(sensed(2.05e9), 3e-3, 4)
+    assert [b.flagged for b in course.blocks] == [whole, whole, whole, whole, ()]
+    assert course.timing(0, 0).n_flagged == 12
+
+
+def test_blocks_in_which_the_device_was_throttled_are_flagged_and_the_row_says_why() -> None:
+    course = Course(call_s=1e-3, budget_s=1.0, launches=1)
+    for round_, throttle in enumerate(["power cap", "", "thermal slowdown+power cap"]):
+        course.add(sensed(None, throttle), 3e-3, round_)
+    assert [len(b.flagged) for b in course.blocks] == [3, 0, 3]
+    course.note_energy(0.25)
+    timing = course.timing(0, 0)
+    assert timing.throttle == "power cap+thermal slowdown"
+    assert (timing.power_w, timing.temperature_c, timing.sm_clock_hz) == (300, 60, None)
+    assert timing.energy_j == 0.25
+    assert timing.noise.startswith("too few blocks for an interval; the device lowered its clock (power cap+")
+
+
+def test_blocks_of_a_throttled_device_do_not_count_where_enough_others_are_left() -> None:
+    course = Course(call_s=1e-3, budget_s=1.0, launches=1)
+    for round_ in range(8):
+        course.add(sensed(None, "power cap" * (round_ < 3)), 3e-3, round_)
+    assert [b.round for b in course.counted] == [3, 4, 5, 6, 7]
+    course.add(sensed(None), 3e-3, 8)
+    assert course.timing(0, 0).n_flagged == 9
 
 
 def test_device_memory_is_that_of_torchs_allocator_and_the_devices_own_beside_it(

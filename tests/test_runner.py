@@ -21,9 +21,11 @@ from attnbench.clocks import Taken
 from attnbench.forkserver import Child, ForkServer
 from attnbench.implementation import Device
 from attnbench.measure import Course
+from attnbench.peaks import Peaks
 from attnbench.records import Accuracy, Memory, Result, Status, worst
 from attnbench.runner import Candidate, Progress, Runner, _EndError, _Judge
 from attnbench.suites import Suite
+from attnbench.units import seconds_text
 
 JUDGES = """
 import ctypes
@@ -90,6 +92,27 @@ def record(name, attend, before=lambda: None):
     )
 
 
+def waiting(inputs):
+    import torch
+
+    out = fused(inputs)
+    if inputs.q.numel():
+        torch.cuda.synchronize("cuda:0")
+    return out
+
+
+outputs = {}
+
+
+def kept(inputs):
+    import ctypes
+
+    key = ctypes.string_at(inputs.q.data_ptr(), inputs.q.numel() * 4)  # read without an operation of torch's
+    if key not in outputs:
+        outputs[key] = fused(inputs)
+    return outputs[key]
+
+
 def with_a_hole(inputs):
     out = fused(inputs)
     out[:, :, 300] = float("nan")
@@ -143,6 +166,8 @@ def attnbench_implementations():
     yield record("spoils-copies", spoils)
     yield record("noisy", lambda inputs: time.sleep(random.random() / 100) or fused(inputs))
     yield record("sleeps", lambda inputs: time.sleep(30))
+    yield record("waits", waiting)
+    yield record("once", kept)
 """
 
 PROBLEM = "batch=1 seqlen=16 heads=2 head_dim=8 dtype=float32 mask=full"
@@ -181,12 +206,13 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
         cache: str = "warm",
         batch: int = 1,
         batch_invariance: bool = False,
+        clock: str = "wall",
         devices: Sequence[Device] = (Device(kind="cpu"),),
         **options: Any,
     ) -> Runner:
         suite: Suite = suites.parse(
             f"question: q\nbaseline: good-a\nproblems: {{batch: {batch}, seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
-            f"measure: {{launches: {launches}, budget: {budget}, threads: 1, cache: {cache}}}\n"
+            f"measure: {{launches: {launches}, budget: {budget}, threads: 1, cache: {cache}, clock: {clock}}}\n"
             f"verify: {{gflop: {gflop}, batch_invariance: {str(batch_invariance).lower()}}}\n",
             "s.yaml",
         )
@@ -487,6 +513,46 @@ def test_a_cuda_device_is_cold_by_its_second_level(make: Make, cuda: Device, siz
     assert row.timing.end_to_end_s is not None
 
 
+def test_a_graph_is_a_clock_of_its_own_and_what_it_cannot_hold_is_unsupported(
+    make: Make, cuda: Device
+) -> None:
+    good, waits, once = make("good-a", "waits", "once", devices=[cuda], clock="graph").run()
+    assert (good.status, good.reason, good.cell.clock) == (Status.OK, "", "graph")
+    assert good.timing is not None
+    assert good.timing.inner >= 4
+    assert good.timing.host_enqueue_s is not None
+    assert (waits.status, waits.reason) == (
+        Status.UNSUPPORTED,
+        "no CUDA graph: RuntimeError: CUDA error: operation not permitted when stream is capturing",
+    )
+    assert once.status is Status.UNSUPPORTED, once.reason
+    assert once.reason == "no CUDA graph: a call enqueues nothing on the stream that it is called on"
+
+
+@pytest.mark.parametrize(("size", "method"), [(8192, "rotation"), (2**20, "flush")])
+def test_a_graph_of_a_cold_cache_covers_all_copies(make: Make, cuda: Device, size: int, method: str) -> None:
+    (row,) = make("good-a", cache="cold", clock="graph", devices=[replace(cuda, cache_bytes=size)]).run()
+    assert (row.status, row.reason) == (Status.OK, "")
+    assert row.timing is not None
+    assert row.timing.cache_method == method
+    copies = 2 * size / (3 * 16 * 8 * 2 * 4)  # of q, k and v
+    assert row.timing.inner >= copies if method == "rotation" else row.timing.inner == 1
+    assert (row.timing.energy_j is None) == (method == "flush")
+
+
+def test_a_cuda_device_tells_its_clock_its_heat_and_the_energy_of_a_call(make: Make, cuda: Device) -> None:
+    (row,) = make("good-a", devices=[cuda]).run()
+    timing = row.timing
+    assert timing is not None, row.reason
+    assert (timing.sm_clock_hz, timing.power_w, timing.temperature_c) == (1.98e9, 250, 55)
+    assert timing.throttle == ""
+    assert timing.energy_j is not None
+    # the calls run one after the other and a little else goes on, at 250 W
+    assert 250 * timing.min_s < timing.energy_j < 250 * 20 * timing.median_s
+    assert row.blocks[0].sm_clock_hz == 1.98e9
+    assert [b.energy_j for b in row.blocks[:-1]] == [None] * (len(row.blocks) - 1)
+
+
 def test_processes_on_a_device_share_its_memory_contexts_included(make: Make, cuda: Device) -> None:
     job = make("good-*", devices=[cuda])
     limit = job._limit(cuda)
@@ -518,6 +584,93 @@ def test_a_plugin_that_patches_the_time_module_changes_nothing(make: Make) -> No
     assert set(ends(rows).values()) == {(Status.OK, "")}
     patched, honest = (row.timing.median_s if row.timing else 0.0 for row in rows)
     assert 1 / 10 < patched / honest < 10  # it would be a hundredth
+
+
+# ---------------------------------------------------------------- limits of the device
+
+
+class Limits:
+    """Peaks that a test decides, as often as they are asked for."""
+
+    def __init__(self, *flops_per_s: float) -> None:
+        self.flops_per_s = list(flops_per_s)
+
+    def __call__(self, server: ForkServer, device: Device, threads: int, again: bool) -> tuple[Peaks, bool]:
+        rate = self.flops_per_s.pop(0)
+        return (
+            Peaks(device="d", threads=1, torch="2", flops_per_s={"float32": rate}, bytes_per_s={}),
+            again,
+        )
+
+
+FLOPS = 4 * 16 * 16 * 8 * 2  # of the problem of these tests
+
+
+def limited(make: Make, monkeypatch: pytest.MonkeyPatch, *flops_per_s: float) -> tuple[Result, Limits]:
+    limits = Limits(*flops_per_s)
+    monkeypatch.setattr(runner, "known_peaks", limits)
+    (row,) = make("good-a", limits=True).run()
+    return row, limits
+
+
+def test_a_time_below_the_floor_is_impossible_and_says_so_in_figures(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, limits = limited(make, monkeypatch, 1.0, 2.0)
+    assert row.status is Status.IMPOSSIBLE
+    least = seconds_text(FLOPS / (1.5 * 2.0))
+    assert row.reason.endswith(
+        f"where this device needs {least} at least: 0.0000164 GFLOP at 1.5 x 2.00 FLOP/s"
+    )
+    assert limits.flops_per_s == []  # measured again before the verdict
+
+
+def test_peaks_that_were_measured_on_a_busy_machine_accuse_nobody(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, limits = limited(make, monkeypatch, 1.0, 1e15)
+    assert (row.status, row.reason) == (Status.OK, "")
+    assert limits.flops_per_s == []
+    assert row.timing is not None
+    assert row.timing.floor_s == pytest.approx(FLOPS / 1.5e15)
+
+
+def test_what_is_slow_enough_does_not_ask_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, limits = limited(make, monkeypatch, 1e15, 1.0)
+    assert row.status is Status.OK
+    assert limits.flops_per_s == [1.0]
+
+
+def test_an_approximation_may_do_less_than_the_floor(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "known_peaks", Limits(1.0))
+    job = make("good-a", limits=True)
+    rough = replace(job.registry.implementations["good-a"], approximation="fewer keys")
+    job.registry.implementations["good-a"] = rough  # type: ignore[index]
+    (row,) = job.run()
+    assert row.status is Status.OK
+    assert row.timing is not None
+    assert row.timing.floor_s is None
+
+
+def test_a_run_in_a_hurry_measures_no_peaks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "known_peaks", Limits())
+    (row,) = make("good-a", limits=True, time_budget_s=20.0).run()
+    assert row.status is Status.OK
+
+
+def test_peaks_are_measured_in_a_process_of_their_own_once(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu = Device(kind="cpu", name="A CPU")
+    found, kept = runner.known_peaks(server, cpu, 1)
+    assert kept
+    assert found is not None
+    assert found.flops_per_s["float32"] > 1e8
+    monkeypatch.setattr(runner, "PEAKS", "no:entry")
+    assert runner.known_peaks(server, cpu, 1) == (found, True)
+    assert runner.known_peaks(server, cpu, 1, again=True) == (found, True)
+    assert runner.known_peaks(server, cpu, 2) == (None, False)
 
 
 def course(blocks: list[tuple[float, float]]) -> Course:

@@ -152,6 +152,11 @@ def parser() -> argparse.ArgumentParser:
         "--calibrate", action="store_true", help="make no checks, but store how far runs lie apart here"
     )
 
+    peaks = verbs.add_parser("peaks", help="show what a device does at most, measured where it is not known")
+    peaks.add_argument("--device", default="cpu")
+    peaks.add_argument("--json", action="store_true", help="for programs")
+    peaks.add_argument("--again", action="store_true", help="measure in any case, and keep what is higher")
+
     verbs.add_parser("schema", help="print the JSON Schema of a suite")
     return root
 

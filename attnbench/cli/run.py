@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
         stack.enter_context(_terminated_is_interrupted())
         patient = stack.enter_context(runner.fork_server(patient=True))
         server = stack.enter_context(runner.fork_server())
-        devices, why, torch_facts = runner.probe(patient)
+        devices, why, probed = runner.probe(patient)
         wanted = plan.resolve(suite.devices, (choose.cpu(suite), *devices))
         missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
             plan=made,
             registry=registry,
             seed=seed,
-            torch_facts=torch_facts,
+            probed=probed,
         )
         if earlier is None:
             folder = results.create(PARENT, arguments.output, suite.name)
@@ -91,6 +91,7 @@ def main(arguments: argparse.Namespace) -> int:
             done=done,
             listener=progress,
             time_budget_s=budget,
+            limits=True,
         )
         rows = job.run()
     results.write_csv(folder, rows, head)

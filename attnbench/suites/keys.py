@@ -63,7 +63,7 @@ MEASURE_KEYS: Mapping[str, Key] = {
     "threads": Key("integer", "all available", "CPU threads that an implementation may use", least=1),
     "cache": Key("text", "warm", "state of the caches at each call: warm, as the call before left them, or cold, "
         "inputs not in the last-level cache", True, choices=("warm", "cold"), field="caches"),
-    "clock": Key("text", "wall", "wall or events; on a CUDA device it is events in any case", choices=("wall", "events")),
+    "clock": Key("text", "wall", "wall; on a CUDA device events, or graph: a CUDA graph of several calls", choices=("wall", "events", "graph")),
     "seed": Key("integer", "another in every run", "of the inputs and of the order of measuring", least=0),
 }
 VERIFY_KEYS: Mapping[str, Key] = {
