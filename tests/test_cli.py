@@ -20,6 +20,7 @@ from tempfile import mkdtemp
 import jsonschema
 import pytest
 import yaml
+from torch import version as torch_version
 
 from attnbench import header, results
 from attnbench.cli import display, main, run
@@ -854,3 +855,45 @@ def test_a_time_budget_in_which_nothing_was_measured_is_an_error(runs: Runs) -> 
     assert done.returncode == 2
     assert "error: nothing was measured: the time budget of 1.00 ms was spent" in done.stderr
     assert "go on with: attnbench run --resume spent" in done.stderr
+
+
+# ---------------------------------------------------------------- peaks
+
+
+def test_peaks_are_measured_once_and_printed_for_people_and_programs(tmp_path: Path) -> None:
+    env = {"XDG_CACHE_HOME": str(tmp_path)}
+    first, again = (attnbench(tmp_path, "peaks", env=env) for _ in range(2))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert re.search(r"^  float32 +[\d.]+ [GT]FLOP/s$", first.stdout, re.MULTILINE)
+    assert re.search(r"^  64\.0 MiB +[\d.]+ [GT]B/s$", first.stdout, re.MULTILINE)
+    assert again.stdout == first.stdout
+    document = json.loads(attnbench(tmp_path, "peaks", "--json", env=env).stdout)
+    assert document["threads"] == available_cores()
+    assert document["flops_per_s"]["float32"] > 1e8
+    assert document["bytes_per_s"].keys() == {str(2**26), str(2**28)}
+
+
+def test_peaks_that_cannot_be_kept_are_shown_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shown = attnbench(tmp_path, "peaks", env={"XDG_CACHE_HOME": str(tmp_path / "file")})
+    assert shown.returncode == 0
+    assert "float32" in shown.stdout
+    assert shown.stderr == f"not kept: {tmp_path}/file/attnbench cannot be written\n"
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [("gpu", "unknown device `gpu`"), ("cuda:7", "no `cuda:7` (this build of torch has no CUDA)")],
+)
+def test_peaks_of_a_device_that_is_not_there_are_an_error(
+    device: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if device != "gpu" and torch_version.cuda:
+        pytest.skip("a build of torch with CUDA")
+    assert main(["peaks", "--device", device]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_run_says_the_least_time_that_its_device_needs(runs: Runs) -> None:
+    (row,) = rows(only_folder(runs.here / "results"))
+    assert 0 < float(row["floor_s"]) < float(row["median_s"])
