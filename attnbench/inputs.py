@@ -28,7 +28,6 @@ from attnbench.problem import (
     PrefixLM,
     Problem,
     Product,
-    Softcap,
     Window,
 )
 
@@ -192,9 +191,8 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     chosen = torch.where(problem.mask.allowed(i, chosen, sq, sk), chosen, last).clamp(0, sk - 1)
     size, heavy, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), HEAVY, 1.0
     if "dq" in OUTPUTS[problem.direction]:
-        caps = [modifier.cap for modifier in problem.modifiers if isinstance(modifier, Softcap)]
         heavy = HEAVY_WITH_GRADIENTS
-        unit = min([unit, *(cap / (size + heavy) for cap in caps)])
+        unit = min(unit, (problem.softcap or math.inf) / (size + heavy))
     shift = unit * size * (1 - i // 2 % 2 * 2)
     k[..., -1] = 0
     step = max(1, _CHUNK // (sq * q.shape[3]))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attnbench.implementation import Inputs
-from attnbench.problem import Direction, DType, Full, Problem, Softcap
+from attnbench.problem import Direction, DType, Full, Problem
 
 if TYPE_CHECKING:
     from attnbench.inputs import Sample
@@ -186,13 +186,11 @@ def _attend(
     `dout` [g, Hq/Hk * r, Dv] is given; `allowed` [r, n]. With the squared norms of k and v, `squares` [g, n, 1] each,
     the squared sizes too."""
 
-    caps = [modifier.cap for modifier in problem.modifiers if isinstance(modifier, Softcap)]
     s = rnd(rnd(product(q, k.mT)).mul_(problem.softmax_scale))  # [g, Hq/Hk * r, n]
-    slopes = []
-    for cap in caps:
+    cap, slope = problem.softcap, None
+    if cap is not None:
         bent = rnd(rnd(s.div_(cap)).tanh_())
-        if dout is not None:
-            slopes.append(1 - bent * bent)
+        slope = None if dout is None else 1 - bent * bent
         s = rnd(bent.mul_(cap))
     if allowed is not None:
         torch.unflatten(s, 1, (-1, len(allowed))).masked_fill_(~allowed, -torch.inf)
@@ -207,13 +205,13 @@ def _attend(
         found["dv"] = product(p.mT, dout)
         ds = rnd(product(dout, v.mT))  # dP
         ds = rnd(ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p))
-        for cap, slope in zip(reversed(caps), reversed(slopes), strict=True):
+        if cap is not None and slope is not None:
             ds = rnd(rnd(rnd(ds.mul_(cap)).mul_(slope)).div_(cap))
         ds = rnd(ds.mul_(problem.softmax_scale))
         found["dq"] = rnd(product(ds, k))
         found["dk"] = product(ds.mT, q)
     if squares:
-        found |= _squared_sizes(problem, q, squares, dout, out, p, slopes)
+        found |= _squared_sizes(problem, q, squares, dout, out, p, slope)
         found["top_score"] = top.masked_fill_(top == torch.finfo(top.dtype).min, 0).abs().max()
     return found
 
@@ -225,7 +223,7 @@ def _squared_sizes(
     dout: Tensor | None,
     out: Tensor,
     p: Tensor,
-    slopes: list[Tensor],
+    slope: Tensor | None,
 ) -> dict[str, Tensor]:
     """Sums of the squared norms of the terms of each row, from those of keys and values; `p` is overwritten.
 
@@ -238,7 +236,7 @@ def _squared_sizes(
     if dout is not None:
         q2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, dout))
         found["dv_size"] = p.mT @ dout2
-        for slope in slopes:
+        if slope is not None:
             p.mul_(slope).mul_(slope)
         p.mul_(problem.softmax_scale**2 / problem.head_dim_v)
         found["dq_size"] = dout2 * (p @ (v2 * k2) + out2 * (p @ k2))

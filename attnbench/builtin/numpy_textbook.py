@@ -48,9 +48,7 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     assert shape is not None
     sq, sk = shape
     group = problem.heads_q // problem.heads_kv
-    scale = problem.softmax_scale
-    modifiers: Any = problem.modifiers
-    cap = next((modifier.cap for modifier in modifiers if modifier.name == "softcap"), None)
+    scale, cap = problem.softmax_scale, problem.softcap
     forbidden = _forbidden(problem, sq, sk)
 
     def fold(tensor: torch.Tensor) -> "Array":

@@ -102,11 +102,6 @@ def _flex_objection(problem: Problem, device: Device) -> str | None:
     return _flex_eager_objection(problem, device)
 
 
-def _cap(problem: Problem) -> float | None:
-    modifiers: Any = problem.modifiers
-    return next((modifier.cap for modifier in modifiers if modifier.name == "softcap"), None)
-
-
 @dataclass(kw_only=True)
 class _Program:
     """`attend(q, k, v)` compiled, and Inductor's counts of its first call."""
@@ -179,7 +174,7 @@ def _naive(problem: Problem, device: "torch.device") -> "Callable[..., torch.Ten
     assert shape is not None
     sq, sk = shape
     group = problem.heads_q // problem.heads_kv
-    scale, cap = problem.softmax_scale, _cap(problem)
+    scale, cap = problem.softmax_scale, problem.softcap
     forbidden = blind = None
     if problem.mask.name != "full":
         i, j = (torch.arange(n, device=device) for n in shape)
@@ -232,7 +227,7 @@ def _flex(problem: Problem, device: "torch.device") -> "partial[torch.Tensor]":
 
     assert problem.uniform is not None
     sq, sk = problem.uniform
-    cap = _cap(problem)
+    cap = problem.softcap
 
     def softcap(s: torch.Tensor, b: Any, h: Any, i: Any, j: Any) -> torch.Tensor:
         assert cap is not None

@@ -60,11 +60,6 @@ def _allowed(problem: Problem, i: "torch.Tensor", j: "torch.Tensor") -> "torch.T
     return allowed
 
 
-def _cap(problem: Problem) -> float | None:
-    modifiers: Any = problem.modifiers
-    return next((modifier.cap for modifier in modifiers if modifier.name == "softcap"), None)
-
-
 def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     import torch
 
@@ -72,7 +67,7 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     assert shape is not None
     sq, sk = shape
     group = problem.heads_q // problem.heads_kv
-    scale, cap = problem.softmax_scale, _cap(problem)
+    scale, cap = problem.softmax_scale, problem.softcap
     forbidden = blind = None
     if problem.mask.name != "full":
         i, j = (torch.arange(n, device=inputs.q.device) for n in shape)
@@ -107,7 +102,7 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
     assert shape is not None
     sq, sk = shape
     group = problem.heads_q // problem.heads_kv
-    scale, cap = problem.softmax_scale, _cap(problem)
+    scale, cap = problem.softmax_scale, problem.softcap
     pairs = problem.batch * problem.heads_kv
     exact = torch.promote_types(inputs.q.dtype, torch.float32)
     row = torch.arange(sq, device=inputs.q.device).repeat_interleave(group)[:, None]  # [Sq G, 1]

@@ -15,7 +15,7 @@ from attnbench.problem.keys import PROBLEM_KEYS, convert, parse_words
 from attnbench.problem.layouts import Dense, Layout, parse_layout
 from attnbench.problem.masks import Causal, CausalTopLeft, Full, Mask, parse_mask
 from attnbench.problem.mechanisms import Mechanism, Softmax, parse_mechanism
-from attnbench.problem.modifiers import Modifier, parse_modifiers
+from attnbench.problem.modifiers import Modifier, Softcap, parse_modifiers
 from attnbench.problem.variants import suggestion
 
 
@@ -66,6 +66,9 @@ class Problem:
             )
         if not 0 <= self.dropout < 1:
             raise ProblemError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        kinds = [modifier.name for modifier in self.modifiers]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            raise ProblemError(f"modifiers name `{twice}` twice")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
             raise ProblemError(f"scale must be a finite number other than 0, got {self.scale}")
         if self.shared_kv and self.head_dim_v > self.head_dim:
@@ -90,6 +93,11 @@ class Problem:
     @property
     def softmax_scale(self) -> float:
         return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def softcap(self) -> float | None:
+        """The cap of the modifier `softcap`; None without it."""
+        return next((modifier.cap for modifier in self.modifiers if isinstance(modifier, Softcap)), None)
 
     @property
     def modifiers_text(self) -> str:
