@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import math
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnbench import userfiles
 from attnbench.errors import ResultsError
 
 SCHEMA = 1
@@ -51,16 +50,11 @@ def pooled(cells: Sequence[Sequence[float]]) -> tuple[float, int]:
 
 
 def place() -> Path:
-    """The file: `attnbench/calibration.json` below `$XDG_CACHE_HOME`, by default `~/.cache`.
-
-    Raises `ResultsError` where there is no home.
-    """
-    given = os.environ.get("XDG_CACHE_HOME", "")
+    """The file. Raises `ResultsError` where there is no home."""
     try:
-        folder = Path(given) if os.path.isabs(given) else Path.home() / ".cache"  # as the specification says
+        return userfiles.path("calibration.json")
     except RuntimeError:
         raise ResultsError("there is no home to keep a calibration in", hint="set XDG_CACHE_HOME") from None
-    return folder / "attnbench" / "calibration.json"
 
 
 def read(device: str, threads: int, torch: str) -> Calibration | None:
@@ -77,10 +71,7 @@ def store(calibration: Calibration) -> Path:
     path = place()
     data = {"schema": SCHEMA, "calibrations": [dataclasses.asdict(one) for one in kept.values()]}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(data, file, indent=1)
-        os.replace(file.name, path)
+        userfiles.replace(path, json.dumps(data, indent=1))
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror}", hint="set XDG_CACHE_HOME") from None
     return path

@@ -7,8 +7,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from attnbench import userfiles
 from attnbench.costs import least_bytes, least_flops
 from attnbench.forkserver import Channel
 from attnbench.problem import Causal, DType, Full, Problem
@@ -229,10 +228,8 @@ def identity(device: str, threads: int) -> str:
 
 
 def path() -> Path:
-    """The file of all devices; `XDG_CACHE_HOME` moves it, as the XDG Base Directory Specification says."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
-    return folder / "attnbench" / "peaks.json"
+    """The file of all devices. Raises RuntimeError for a user without a home."""
+    return userfiles.path("peaks.json")
 
 
 def load(device: str, threads: int) -> Peaks | None:
@@ -254,11 +251,7 @@ def save(peaks: Peaks) -> bool:
     """Keep them for later runs; False where nothing can be written."""
     everything = json.dumps({**_kept(), peaks.identity: dataclasses.asdict(peaks)}, indent=1)
     try:
-        file = path()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
-            written.write(everything)
-        os.replace(written.name, file)  # never half a file, whoever else writes
+        userfiles.replace(path(), everything)
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return False
     return True

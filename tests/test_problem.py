@@ -148,6 +148,7 @@ def test_batch_grammar_points_at_the_character(text: str, place: int) -> None:
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0", None),
         ({"scale": 0.0}, "scale must be a finite number other than 0, got 0.0", None),
         ({"scale": float("nan")}, "scale must be a finite number other than 0, got nan", None),
+        ({"modifiers": "softcap:cap=5+softcap:cap=9"}, "modifiers name `softcap` twice", None),
         ({"head_dimm": 4}, "unknown key `head_dimm`", "did you mean `head_dim`?"),
         (
             {"shared_kv": True, "head_dim_v": 64},
