@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +18,8 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the peaks that the user keeps."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def pytest_configure() -> None:
+    """Threads that wait for each other on a busy machine took 25 times as long for these small problems."""
+    torch.set_num_threads(1)
