@@ -36,6 +36,7 @@ PEAKS_TIMEOUT_S = 60.0
 CACHE = "cache"
 """In the run's folder, while it is unfinished: what compilers keep for later launches and for `--resume`."""
 JUDGE_TIMEOUT_S = 600.0
+TIMED = "after it was timed"
 GRACE_S = 2.0
 GRACE = 0.05
 """Past a time budget, what is under way may take this share of it, and at least `GRACE_S`, to come to an end."""
@@ -384,7 +385,8 @@ class Runner:
             raise _EndError(Status.CRASHED, f"{end.reason} {doing}", child.output.text) from None
         if "status" in answer:
             child.end()
-            raise _EndError(Status(answer["status"]), answer["reason"], child.output.text)
+            when = f"{doing}, " if answer["status"] == Status.WRONG and doing == TIMED else ""
+            raise _EndError(Status(answer["status"]), when + answer["reason"], child.output.text)
         return answer
 
     def _admit(self, job: Planned, device: Device, judge: "_Judge") -> Candidate:
@@ -568,11 +570,11 @@ class Runner:
                 break
             self._block(candidate, course.blocks[-1].round + 1, 2**look)
         child.resume()
-        answer = self._ask(child, {"op": "check"}, "after it was timed")
+        answer = self._ask(child, {"op": "check"}, TIMED)
         child.leave()
         if answer.get("energy_j") is not None:
             course.note_energy(answer["energy_j"])
-        accuracy = judge.verdict(answer, "after it was timed, ")
+        accuracy = judge.verdict(answer, f"{TIMED}, ")
         candidate.accuracy = worst([candidate.accuracy, accuracy])
         if reason := course.unaccounted() or self._too_fast(candidate, device):
             raise _EndError(Status.IMPOSSIBLE, reason)

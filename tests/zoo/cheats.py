@@ -32,7 +32,7 @@ class Member:
     statuses: tuple[str, ...]
     """How it may end."""
     reason: str
-    """Words in its reason."""
+    """What its reason matches, a regular expression."""
     least_keys: int = 0
     """It is right below."""
 
@@ -90,18 +90,18 @@ def shape_cache(problem: Problem, inputs: Inputs) -> Any:
     return remembered((inputs.q.shape, inputs.k.shape, inputs.q.dtype), problem, inputs)
 
 
-@member("remembers by version counter", "it had not seen", "impossible")
+@member("remembers by version counter", "it had not seen|this device needs", "impossible")
 def version_cache(problem: Problem, inputs: Inputs) -> Any:
     return remembered(tuple(t._version for t in (inputs.q, inputs.k, inputs.v)), problem, inputs)
 
 
-@member("remembers by a few values", "it had not seen", "impossible")
+@member("remembers by a few values", "it had not seen|this device needs", "impossible")
 def corner_cache(problem: Problem, inputs: Inputs) -> Any:
     parts = [t[0, 0, :2, :2].flatten().tolist() for t in (inputs.q, inputs.k, inputs.v)]
     return remembered(str(parts), problem, inputs)
 
 
-@member("remembers by an exclusive or of all values", "it had not seen", "impossible")
+@member("remembers by an exclusive or of all values", "it had not seen|this device needs", "impossible")
 def value_cache(problem: Problem, inputs: Inputs) -> Any:
     import numpy
     import torch
@@ -122,7 +122,7 @@ def constant(problem: Problem, inputs: Inputs) -> Any:
     return lambda: first
 
 
-@member("never writes its output", "not finite")
+@member("never writes its output", "finite")
 def never_writes(problem: Problem, inputs: Inputs) -> Any:
     import torch
 
@@ -248,7 +248,7 @@ def small_shapes(problem: Problem, inputs: Inputs) -> Any:
 KNOWN_SEED = 20240601  # that of attnbench.testing
 
 
-@member("knows the inputs of some seeds", "not finite", step=False)
+@member("knows the inputs of some seeds", "finite", step=False)
 def seeds(problem: Problem, inputs: Inputs) -> Any:
     from attnbench import inputs as harness
 
