@@ -43,7 +43,7 @@ GRACE = 0.05
 SECOND_LOOKS = 8
 """Further blocks of a job whose clock seems to be wrong, each twice as long as the one before."""
 LONG_LOOK_S = 0.2
-"""In a block as long as this, by the parent's clock, a late exchange of messages explains nothing."""
+"""In a block as long as this, by the parent's clock, a late exchange of messages explains nothing; a job that was stopped, once."""
 CONTEXT_BYTES = 2**30
 """Of a device's memory, what the context of a further process is assumed to take."""
 SHARE_OF_MEMORY = 0.8
@@ -566,7 +566,7 @@ class Runner:
         child, course = candidate.child, candidate.course
         assert child is not None
         for look in range(1, SECOND_LOOKS + 1):  # on a busy machine every exchange may have been late
-            if course.unaccounted() is None or course.accounts[-1][1] > LONG_LOOK_S:
+            if course.unaccounted() is None or (look > 1 and course.accounts[-1][1] > LONG_LOOK_S):
                 break
             self._block(candidate, course.blocks[-1].round + 1, 2**look)
         child.resume()

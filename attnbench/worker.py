@@ -34,9 +34,10 @@ _POOLS = ThreadpoolController()  # looks through all loaded libraries
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "out of memory", "not enough memory")
 
 REPEATS = 2
-"""Further calls on the same inputs, whose bits are compared."""
+"""Further calls on the same inputs, whose bits are compared, in the canary and after the blocks of each launch."""
+REPEATS_S = 0.1
+"""What they may take in all; the canary makes one in any case, unless a call takes `REPEAT_S`."""
 REPEAT_S = 2.0
-"""Calls that last longer are not repeated."""
 _POISON_ELEMENTS = 2**18
 """Up to 16 copies of a small output, and two of a large one."""
 
@@ -183,7 +184,7 @@ class Job:
         first_call_s = self.call_s
         outputs = {"normal": self._output("normal", raw)}
         invariant = self._invariant(raw)
-        deterministic = self._deterministic(raw, REPEATS)
+        deterministic = self._deterministic(raw, max(self._repeats(), int(self.call_s < REPEAT_S)))
         del raw
         self._unchanged(before)
         for kind in inputs.KINDS[1:]:
@@ -262,7 +263,9 @@ class Job:
         timed = self._output("timed", self.last)
         with self._one_thread():
             self.inputs.v.neg_()
-        deterministic = self._deterministic(self.last, REPEATS)
+        if self.prepared.refresh:  # a graph that was kept does not take inputs that were written meanwhile
+            self.prepared.refresh()
+        deterministic = self._deterministic(self.last, self._repeats())
         self.last = None
         energy_j = None
         if self.sensors and self.before is clocks.nothing:  # a flush takes energy of its own
@@ -361,12 +364,13 @@ class Job:
         self._unchanged(before)
         return written
 
+    def _repeats(self) -> int:
+        return min(REPEATS, int(REPEATS_S / max(self.call_s, 1e-9)))
+
     def _deterministic(self, raw: Any, repeats: int) -> str:
-        """Whether further calls on the same inputs return the bits of `raw`; empty where calls are slow."""
+        """Whether `repeats` further calls on the same inputs return the bits of `raw`; empty without any."""
         first = None
         for _ in range(repeats):
-            if self.call_s > REPEAT_S:
-                return ""
             with self._one_thread():
                 first = first or inputs.checksums(self._found(raw))  # before its storage is used again
             self._poison()
@@ -377,7 +381,7 @@ class Job:
                 if not all(bool(tensor.isfinite().all()) for tensor in again):
                     raise WrongError("the output of a further call is not finite everywhere")
                 return "no"
-        return "yes"
+        return "yes" if repeats else ""
 
     def _invariant(self, raw: Any) -> str:
         """Whether the first member of the batch has the same bits alone; empty where that was not asked for."""
