@@ -13,6 +13,7 @@ from typing import Any
 
 import attnbench
 from attnbench import environment
+from attnbench.against import Base
 from attnbench.plan import Plan
 from attnbench.plugins import Registry, requirements
 from attnbench.records import PROTOCOL_VERSION, Owner, Run
@@ -34,6 +35,7 @@ def make(
     registry: Registry,
     seed: int,
     probed: Mapping[str, Any],
+    base: Base | None = None,
 ) -> Run:
     """The header of a run that is about to begin. It names no host, no user and no absolute path."""
     facts = environment.describe()
@@ -41,7 +43,8 @@ def make(
     facts |= probed
     facts["plugins"] = {p.owner.plugin: told for p in registry.plugins if (told := dict(p.environment()))}
     names = {str(d): d.name or str(facts["cpu"]["model"] if d.kind == "cpu" else "") for d in plan.devices}
-    used = list(dict.fromkeys(p.cell.implementation for p in plan.cells))
+    names_used = dict.fromkeys(p.cell.implementation for p in plan.cells)
+    used = [name for name in names_used if name in registry.implementations]
     versions = {name: requirements(registry.implementations[name])[0] for name in used}
     owners = {name: registry.owners[name].owner for name in used}
     return Run(
@@ -55,11 +58,12 @@ def make(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprint=_fingerprint(
             suite, plan, names, versions, {o.plugin: o.source_hash for o in owners.values()}
-        ),
+        )
+        | ({f"{name} of the base": text for name, text in base.facts.items()} if base else {}),
         environment=facts,
         plugins=tuple(_portable_owner(p.owner) for p in registry.plugins),
-        versions=versions,
-        owners={name: owner.plugin for name, owner in owners.items()},
+        versions={**versions, **(base.versions if base else {})},
+        owners={**{name: owner.plugin for name, owner in owners.items()}, **(base.owners if base else {})},
         device_names=names,
     )
 

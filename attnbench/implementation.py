@@ -188,9 +188,9 @@ class Implementation:
     Called to plan, so it must be quick."""
 
     def __post_init__(self) -> None:
-        if not self.name or any(c.isspace() or c in ",*?[]" for c in self.name):
+        if not self.name or any(c.isspace() or c in ",*?[]@" for c in self.name):
             raise ValueError(
-                f"implementation name {self.name!r} must have no spaces, commas or glob characters"
+                f"implementation name {self.name!r} must have no spaces, commas, `@` or glob characters"
             )
         if self.qkv_format not in FORMATS:
             raise ValueError(

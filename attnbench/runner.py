@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnbench import caches, environment, peaks
+from attnbench.against import SUFFIX, Side
 from attnbench.caches import Caching
 from attnbench.clocks import Taken
 from attnbench.forkserver import Child, ChildEndedError, ChildTimeoutError, ForkServer, running
@@ -21,7 +23,7 @@ from attnbench.measure import Course
 from attnbench.plan import NO_CACHE, Plan, Planned
 from attnbench.plugins import Registry
 from attnbench.problem import Problem
-from attnbench.records import Accuracy, Memory, Result, Status, worst
+from attnbench.records import Accuracy, Cell, Memory, Result, Status, worst
 from attnbench.results import Journal
 from attnbench.suites import Suite
 from attnbench.units import bytes_text, seconds_text
@@ -50,6 +52,7 @@ SHARE_OF_MEMORY = 0.8
 """Of the memory that is available when the run begins; the limit of one job where the suite gives none."""
 
 Key = tuple[str, str, str, int, str, str]
+Judges = Mapping[ForkServer, "_Judge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +96,8 @@ class _EndError(Exception):
         self.status, self.reason, self.output, self.accuracy = status, reason, output, accuracy
 
 
-def fork_server(patient: bool = False) -> ForkServer:
-    """A server that has imported torch.
+def fork_server(patient: bool = False, python: str = sys.executable) -> ForkServer:
+    """A server that has imported torch, that of the interpreter `python`.
 
     In the children of a `patient` one, OpenMP threads that wait for each other sleep. By default they spin, and
     the first calls of a process, whose threads may share a core at first, then wait for a tick of the scheduler.
@@ -105,7 +108,7 @@ def fork_server(patient: bool = False) -> ForkServer:
     }
     if patient:
         env["OMP_WAIT_POLICY"] = "passive"
-    return ForkServer(PRELOAD, env={name: os.environ.get(name, value) for name, value in env.items()})
+    return ForkServer(PRELOAD, python, {name: os.environ.get(name, value) for name, value in env.items()})
 
 
 def probe(server: ForkServer) -> tuple[tuple[Device, ...], str, dict[str, Any]]:
@@ -158,6 +161,8 @@ class Runner:
     """Of the processes that are timed."""
     patient: ForkServer
     """Of the others."""
+    base: Side | None = None
+    """Of the cells whose names end with `against.SUFFIX`."""
     folder: Path
     seed: int
     done: dict[Key, Result] = field(default_factory=dict)
@@ -176,6 +181,14 @@ class Runner:
         self._random = random.Random(self.seed)
         self._memory = self.suite.measure.memory_bytes or int(
             SHARE_OF_MEMORY * environment.available_memory()
+        )
+        self._ours = Side(
+            server=self.server,
+            patient=self.patient,
+            targets={name: plugin.target for name, plugin in self.registry.owners.items()},
+            approximate=frozenset(
+                name for name, one in self.registry.implementations.items() if one.approximation
+            ),
         )
         self._scratch = ""
         self._peaks: dict[str, peaks.Peaks | None] = {}
@@ -261,13 +274,13 @@ class Runner:
         candidates: list[Candidate] = []
         known: dict[str, Candidate | _EndError] = {}  # what is right is so whatever the caches hold
         self._know_peaks(device, jobs[0].cell.threads)
-        with self._scratch_folder(), self._judge(problem, device) as judge:
+        with self._scratch_folder(), self._judges(problem, device) as judges:
             for job in jobs:
                 if self._out_of_time():
                     return
                 name = job.cell.implementation
                 try:
-                    found = known[name] = known.get(name) or self._admit(job, device, judge)
+                    found = known[name] = known.get(name) or self._admit(job, device, judges)
                     if isinstance(found, _EndError):
                         raise found
                     candidates.append(self._candidate(found, job, device))
@@ -275,18 +288,24 @@ class Runner:
                     known.setdefault(name, end)
                     yield self._row(job, end)
             try:
-                yield from self._timed(candidates, device, judge)
+                yield from self._timed(candidates, device, judges)
             finally:
                 for candidate in candidates:
                     self._dismiss(candidate)
 
+    def _side(self, cell: Cell) -> Side:
+        return self.base if self.base and cell.implementation.endswith(SUFFIX) else self._ours
+
     @contextlib.contextmanager
-    def _judge(self, problem: Problem, device: Device) -> Iterator["_Judge"]:
-        judge = _Judge(self, self._start(problem, device))
+    def _judges(self, problem: Problem, device: Device) -> Iterator[Judges]:
+        """One for each interpreter: another version of torch may make other inputs of the same seed."""
+        servers = dict.fromkeys(side.patient for side in (self._ours, self.base) if side)
+        judges = {server: _Judge(self, server, self._start(problem, device)) for server in servers}
         try:
-            yield judge
+            yield judges
         finally:
-            judge.end()
+            for judge in judges.values():
+                judge.end()
 
     def _start(self, problem: Problem, device: Device) -> dict[str, Any]:
         return {
@@ -306,8 +325,8 @@ class Runner:
         return {
             **self._start(job.problem, device),
             "op": op,
-            "target": self.registry.owners[job.cell.implementation].target,
-            "implementation": job.cell.implementation,
+            "target": self._side(job.cell).targets[job.cell.implementation],
+            "implementation": job.cell.implementation.removesuffix(SUFFIX),
             "clock": job.cell.clock,
             "threads": job.cell.threads,
             "memory_bytes": self._limit(device),
@@ -343,7 +362,7 @@ class Runner:
         """The least time of a cell; None where it is not known, and for approximations, which may do less."""
         cell = candidate.planned.cell
         known = self._peaks.get(cell.device)
-        if known is None or self.registry.implementations[cell.implementation].approximation:
+        if known is None or cell.implementation in self._side(cell).approximate:
             return None
         return peaks.floor(candidate.planned.problem, known)
 
@@ -389,14 +408,15 @@ class Runner:
             raise _EndError(Status(answer["status"]), when + answer["reason"], child.output.text)
         return answer
 
-    def _admit(self, job: Planned, device: Device, judge: "_Judge") -> Candidate:
+    def _admit(self, job: Planned, device: Device, judges: Judges) -> Candidate:
         """First calls, verdict, memory. Raises `_EndError` where the cell ends here."""
         self._say(f"verifying {job.cell.implementation} on {job.cell.problem}")
-        canary = self.patient.start(WORKER)
+        patient = self._side(job.cell).patient
+        canary = patient.start(WORKER)
         try:
             answer = self._ask(canary, self._message("canary", job, device), "in its first calls")
             canary.say({"op": "memory"})  # while the judge judges
-            accuracy = judge.verdict(answer)
+            accuracy = judges[patient].verdict(answer)
             memory = Memory(**self._answer(canary, "while its memory was measured"))
         finally:
             canary.leave()
@@ -477,7 +497,7 @@ class Runner:
             cohorts[-1].append(candidate)
         return cohorts + alone
 
-    def _timed(self, candidates: list[Candidate], device: Device, judge: "_Judge") -> Iterator[Result]:
+    def _timed(self, candidates: list[Candidate], device: Device, judges: Judges) -> Iterator[Result]:
         cohorts = self._cohorts(candidates, self._limit(device))
         ended: dict[Key, _EndError] = {}
         for candidate in candidates:
@@ -506,7 +526,7 @@ class Runner:
                 for candidate in racing:
                     if candidate.planned.cell.key not in ended:
                         with self._catch(candidate, [], ended):
-                            self._check(candidate, judge, device)
+                            self._check(candidate, judges, device)
         for candidate in candidates:
             job = candidate.planned
             end = ended.get(job.cell.key)
@@ -527,7 +547,7 @@ class Runner:
     def _launch(self, candidate: Candidate, device: Device) -> None:
         job = candidate.planned
         self._say(f"timing {job.cell.implementation} on {job.cell.problem}")
-        candidate.child = self.server.start(WORKER)
+        candidate.child = self._side(job.cell).server.start(WORKER)
         caching = candidate.caching
         answer = self._ask(
             candidate.child,
@@ -561,7 +581,7 @@ class Runner:
         course.top_clock_hz = self._top_clocks[device] = top
         course.add(taken, elapsed, round_, running)
 
-    def _check(self, candidate: Candidate, judge: "_Judge", device: Device) -> None:
+    def _check(self, candidate: Candidate, judges: Judges, device: Device) -> None:
         """Judge an output that the timer saw, and one for new values in the same storage."""
         child, course = candidate.child, candidate.course
         assert child is not None
@@ -574,6 +594,7 @@ class Runner:
         child.leave()
         if answer.get("energy_j") is not None:
             course.note_energy(answer["energy_j"])
+        judge = judges[self._side(candidate.planned.cell).patient]
         accuracy = judge.verdict(answer, f"{TIMED}, ")
         candidate.accuracy = worst([candidate.accuracy, accuracy])
         if reason := course.unaccounted() or self._too_fast(candidate, device):
@@ -608,13 +629,14 @@ class Runner:
 class _Judge:
     """The judge's process, which works out what is right while the first canary runs."""
 
-    def __init__(self, runner: Runner, start: Mapping[str, Any]) -> None:
+    def __init__(self, runner: Runner, server: ForkServer, start: Mapping[str, Any]) -> None:
         self._runner = runner
+        self._server = server
         self._start = start
         self._begin()
 
     def _begin(self) -> None:
-        self._child: Child | None = self._runner.patient.start(JUDGE)
+        self._child: Child | None = self._server.start(JUDGE)
         self._child.say(self._start)
         self._ready = False
 

@@ -93,6 +93,13 @@ def parser() -> argparse.ArgumentParser:
     _by(run)
     run.add_argument("-o", "--output", metavar="DIR", help="the run's folder (default: results/SUITE-TIME)")
     run.add_argument("--resume", metavar="DIR", help="go on with a run that was interrupted")
+    run.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="python=PATH|plugin=FILE.py",
+        help="measure the same with another interpreter, or with another file for --plugin, in the same rounds",
+    )
     run.add_argument("--seed", type=int, help="of inputs and order; by default it changes from run to run")
     run.add_argument(
         "--time-budget", metavar="TIME", help="start no further job after 90s, 10m, 1h; the rest is `not run`"

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from attnbench import header, lock, plan, results, runner, tables, units
+from attnbench.against import Against, ask, merged
 from attnbench.cli import INTERRUPTED, choose, display, parser
 from attnbench.errors import ResultsError, UserError
 from attnbench.noise import GRADES
@@ -40,6 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
         earlier = _earlier(folder)
         arguments = _again(arguments, earlier)
     registry = choose.registry(arguments)
+    against = Against.parse(arguments.against, arguments.plugin) if arguments.against else None
     suite = choose.suite(arguments, registry, earlier.suite_text if earlier else None)
     threads = choose.threads(suite)
     choose.check_threads(threads)
@@ -55,6 +57,17 @@ def main(arguments: argparse.Namespace) -> int:
         wanted = plan.resolve(suite.devices, (choose.cpu(suite), *devices))
         missing = {str(d): f"no CUDA device ({why})" for d in wanted if d.kind == "cuda" and not d.name}
         made = plan.make(suite, registry, devices=wanted, missing=missing, **choice)
+        base, side = None, None
+        if against:
+            theirs = [patient, server]
+            if against.python != sys.executable:
+                theirs = [
+                    stack.enter_context(runner.fork_server(asleep, against.python))
+                    for asleep in (True, False)
+                ]
+            base = ask(theirs[0], against, suite, devices=wanted, missing=missing, choice=choice)
+            side = base.side(*theirs)
+            made = merged(made, base)
         stack.enter_context(lock.held([str(device) for device in wanted], display.waiting))
         seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
         head = header.make(
@@ -66,6 +79,7 @@ def main(arguments: argparse.Namespace) -> int:
             registry=registry,
             seed=seed,
             probed=probed,
+            base=base,
         )
         if earlier is None:
             folder = results.create(PARENT, arguments.output, suite.name)
@@ -86,6 +100,7 @@ def main(arguments: argparse.Namespace) -> int:
             registry=registry,
             server=server,
             patient=patient,
+            base=side,
             folder=folder,
             seed=seed,
             done=done,
@@ -102,8 +117,9 @@ def main(arguments: argparse.Namespace) -> int:
     print(display.tables_text(rows, by, head))
     print(f"\n{folder}/results.csv", file=sys.stderr)
     if any(r.status is Status.NOT_RUN for r in rows):
-        plugins = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
-        again = shlex.join(["attnbench", "run", "--resume", str(folder), *plugins])
+        given = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
+        given += [word for against in arguments.against for word in ("--against", against)]
+        again = shlex.join(["attnbench", "run", "--resume", str(folder), *given])
         print(f"{job.stopped}; go on with: {again}", file=sys.stderr)
     else:
         shutil.rmtree(folder / runner.CACHE, ignore_errors=True)
@@ -145,6 +161,7 @@ def _again(arguments: argparse.Namespace, earlier: Run) -> argparse.Namespace:
     first = parser().parse_args(list(earlier.command))
     first.words = list(earlier.command)
     first.plugin = arguments.plugin or first.plugin
+    first.against = arguments.against or first.against
     for name in ("quiet", "time_budget", "strict", "resume"):
         setattr(first, name, getattr(arguments, name))
     return first
