@@ -173,8 +173,12 @@ def _described(message: Mapping[str, Any]) -> dict[str, Any]:
     for owner in registry.broken:
         if owner.source in message["plugins"]:
             raise UserError(f"{owner.source} cannot be loaded: {owner.error}")
-    lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in message["suite"].items()}
-    measure: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in message["measure"].items()}
+    lists: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in message["suite"].items()
+    }
+    measure: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in message["measure"].items()
+    }
     suite = Suite(
         **lists,
         problems=tuple(map(Problem.parse, message["problems"])),

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -182,14 +183,6 @@ class Runner:
         self._memory = self.suite.measure.memory_bytes or int(
             SHARE_OF_MEMORY * environment.available_memory()
         )
-        self._ours = Side(
-            server=self.server,
-            patient=self.patient,
-            targets={name: plugin.target for name, plugin in self.registry.owners.items()},
-            approximate=frozenset(
-                name for name, one in self.registry.implementations.items() if one.approximation
-            ),
-        )
         self._scratch = ""
         self._peaks: dict[str, peaks.Peaks | None] = {}
         self._top_clocks: dict[str, float] = {}
@@ -292,6 +285,16 @@ class Runner:
             finally:
                 for candidate in candidates:
                     self._dismiss(candidate)
+
+    @cached_property
+    def _ours(self) -> Side:
+        found = self.registry.implementations
+        return Side(
+            server=self.server,
+            patient=self.patient,
+            targets={name: plugin.target for name, plugin in self.registry.owners.items()},
+            approximate=frozenset(name for name, one in found.items() if one.approximation),
+        )
 
     def _side(self, cell: Cell) -> Side:
         return self.base if self.base and cell.implementation.endswith(SUFFIX) else self._ours

@@ -379,7 +379,7 @@ def state(pid: int) -> str:
 
 def test_the_judge_rests_while_others_measure_whatever_its_verdict(make: Make, tmp_path: Path) -> None:
     start = {"problem": PROBLEM, "device": "cpu", "seed": 1, "work": 1e9, "threads": 1}
-    judge = _Judge(make("good-a"), start)
+    judge = _Judge(made := make("good-a"), made.patient, start)
     path = tmp_path / "output"
     torch.save({"out": torch.zeros(2, 1, 16, 8)}, path)
     try:
