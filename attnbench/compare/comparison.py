@@ -94,7 +94,7 @@ def compare(base: Side, new: Side, margin: float = MARGIN) -> Comparison:
     for difference in found:
         if difference.kind == PROTOCOL:
             raise ResultsError(
-                f"times of protocols {' and '.join((*difference.base, *difference.new))} cannot be compared",
+                f"times of protocols {' and '.join(sorted({*difference.base, *difference.new}))} cannot be compared",
                 hint="measure both with one version of attnbench",
             )
     if not base.cells.keys() & new.cells.keys():

@@ -71,7 +71,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str, str]]:
         if what == "protocol":
             yield PROTOCOL, "version", value
         elif what == "attnbench source" or what.startswith("source of plugin "):
-            yield SOURCES, what.replace(" source", "", 1), value[:_DIGITS]
+            yield SOURCES, what.removesuffix(" source").removeprefix("source of "), value[:_DIGITS]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

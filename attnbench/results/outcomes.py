@@ -132,7 +132,9 @@ def _no_columns(path: Path, header: Sequence[str], missing: Sequence[str]) -> Re
         )
     names = ", ".join(f"`{name}`" for name in missing)
     return ResultsError(
-        f"{path}:1: {'column' if len(missing) == 1 else 'columns'} {names} missing",
+        f"{path}:1: column {names} is missing"
+        if len(missing) == 1
+        else f"{path}:1: columns {names} are missing",
         hint=f"a cell is known by {', '.join(KEY)}; its time is `median_s`",
     )
 
