@@ -146,6 +146,7 @@ def test_what_is_no_table_of_times_is_said_in_a_line_with_its_place_and_a_hint(
     [
         (["no-such", "new.csv"], "there is no no-such"),
         (["no-such-*", "new.csv"], "no run matches no-such-*"),
+        ([".", "new.csv"], ". is not the folder of a run: it has no run.json"),
         (["new.csv", "other.csv"], "new.csv and other.csv have no cell in common"),
         (["new.csv", "old.csv"], "times of protocols 1 and 2 cannot be compared"),
         (["new.csv", "new.csv", "--margin", "3"], "--margin: '3' is not a share below 100 %"),
@@ -724,6 +725,17 @@ def test_times_taken_in_turns_are_judged_by_the_same_rules() -> None:
     assert count(found[0], Verdict.SAME) >= binom.ppf(MISTAKE, 200, 0.95)
     assert count(found[1], Verdict.SAME, Verdict.FASTER) == 0
     assert count(found[1], Verdict.SLOWER) >= binom.ppf(MISTAKE, 200, 0.8)
+
+
+def test_ratios_taken_in_turns_come_before_anything_that_stored_runs_say() -> None:
+    written(Path("base.csv"), *cells(6))
+    written(Path("new.csv"), *cells(6, 1.5))
+    base, new = compare.side("base.csv"), compare.side("new.csv")
+    turns = {key: widened(0.0, [0.004], 9) for key in base.cells}
+
+    found = compare.compare(base, new, INTERLEAVED_MARGIN, turns)
+    assert found.counts == {Verdict.SAME: 6}
+    assert found.regressions(compare.KINDS) == 0
 
 
 def single_runs(seed: int, spread: float, slow: float = 1.0) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from attnbench.compare.pairs import Pair, accuracy_change, by_status, memory_cha
 from attnbench.compare.sides import Side
 from attnbench.compare.verdicts import MARGIN, Effect, Verdict, Way, judged
 from attnbench.errors import ResultsError
+from attnbench.estimates import Interval
 from attnbench.noise import GRADES
 from attnbench.records import Run, Status
 from attnbench.results import CellKey, Outcome
@@ -88,8 +89,13 @@ class Comparison:
         return cells + ("slower" in kinds) * sum(group.regressed for group in self.groups)
 
 
-def compare(base: Side, new: Side, margin: float = MARGIN) -> Comparison:
-    """Match the cells of both sides and judge each. Raises `ResultsError` where nothing can be compared."""
+def compare(
+    base: Side, new: Side, margin: float = MARGIN, turns: Mapping[CellKey, Interval] | None = None
+) -> Comparison:
+    """Match the cells of both sides and judge each. Raises `ResultsError` where nothing can be compared.
+
+    `turns` are ratios of cells that both sides measured in turns; nothing else can say as much about their times.
+    """
     found = differences(base.runs, new.runs)
     for difference in found:
         if difference.kind == PROTOCOL:
@@ -106,7 +112,7 @@ def compare(base: Side, new: Side, margin: float = MARGIN) -> Comparison:
         _pair(key, base.cells.get(key, ()), new.cells.get(key, ())) for key in {**base.cells, **new.cells}
     ]
     timed = [pair for pair in pairs if pair.base.status is pair.new.status is Status.OK]
-    _judge(timed, base, new, margin)
+    _judge(timed, base, new, margin, turns or {})
     for pair in pairs:
         pair.regressions = _regressions(pair)
     order = {verdict: place for place, verdict in enumerate(Verdict)}
@@ -143,14 +149,19 @@ def _regressions(pair: Pair) -> tuple[str, ...]:
 # ---------------------------------------------------------------- times
 
 
-def _judge(pairs: Sequence[Pair], base: Side, new: Side, margin: float) -> None:
+def _judge(
+    pairs: Sequence[Pair], base: Side, new: Side, margin: float, turns: Mapping[CellKey, Interval]
+) -> None:
     """Gives every pair, `ok` on both sides, its effect and verdict."""
     sides = [(_right(base.cells[pair.key]), _right(new.cells[pair.key])) for pair in pairs]
     shifts = [_shift(before, now) for before, now in sides]
     spread = _spread(shifts)
     known = _calibrations(base.runs, new.runs)
     for pair, (before, now), shift in zip(pairs, sides, shifts, strict=True):
-        pair.effect = _effect(before, now, shift, known(pair.key), spread, len(pairs) - 1)
+        if (ratio := turns.get(pair.key)) is not None:
+            pair.effect = Effect(ratio, Way.TURNS)
+        else:
+            pair.effect = _effect(before, now, shift, known(pair.key), spread, len(pairs) - 1)
     effects = [pair.effect for pair in pairs if pair.effect]
     for pair, verdict in zip(pairs, judged(effects, margin), strict=True):
         pair.verdict = verdict
@@ -196,8 +207,8 @@ def _effect(
         halves = [*within, estimates.half_of(spread, degrees)]
         return Effect(estimates.widened(shift, halves, degrees), Way.CELLS, noisy)
     if len(within) == 2:
-        return Effect(estimates.widened(shift, within, 1), Way.WITHIN, noisy)
-    return Effect(estimates.Interval(location=math.exp(shift), low=None, high=None), Way.WITHIN, noisy)
+        return Effect(estimates.widened(shift, within, math.inf), Way.WITHIN, noisy)
+    return Effect(Interval(location=math.exp(shift), low=None, high=None), Way.WITHIN, noisy)
 
 
 def _within(side: Sequence[Outcome]) -> float | None:

@@ -27,7 +27,13 @@ def side(text: str) -> Side:
     runs: list[Run] = []
     cells: dict[CellKey, tuple[Outcome, ...]] = {}
     for path in _paths(text):
-        run, found = results.load_outcomes(path)
+        try:
+            run, found = results.load_outcomes(path)
+        except ResultsError as error:
+            error.hint = (
+                error.hint or "give the folder of a run, its results.csv, or a glob of several in quotes"
+            )
+            raise
         runs.append(run)
         for key, outcome in found.items():
             cells[key] = (*cells.get(key, ()), outcome)

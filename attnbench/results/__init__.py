@@ -8,7 +8,7 @@ from attnbench.results.columns import COLUMNS, columns_markdown
 from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA
 from attnbench.results.folder import compatible, create, read_header, write_header
 from attnbench.results.journal import Journal, read_journal
-from attnbench.results.outcomes import KEY, CellKey, Outcome, outcomes
+from attnbench.results.outcomes import KEY, CellKey, Outcome, outcome, outcomes
 from attnbench.results.table import read_csv, read_results, row, write_csv
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "create",
     "load",
     "load_outcomes",
+    "outcome",
     "read_csv",
     "read_header",
     "read_journal",
