@@ -27,6 +27,8 @@ class Interval:
     location: float
     low: float | None
     high: float | None
+    degrees: float | None = None
+    """Of freedom, of the Student t that the interval is built with; None where there is none."""
 
 
 def sound(seconds: Sequence[float], flagged: Collection[int]) -> Sequence[float]:
@@ -52,9 +54,8 @@ def location(values: Sequence[Sequence[float]]) -> Interval:
     blocks = sorted(chain.from_iterable(values))
     if len(blocks) < LEAST_BLOCKS:
         return Interval(location=math.exp(statistics.median(blocks)), low=None, high=None)
-    center = _trimmed_mean(blocks)
-    half = max(_half_over_rounds(blocks), _half_over_launches(values))
-    return Interval(location=math.exp(center), low=math.exp(center - half), high=math.exp(center + half))
+    half, degrees = max(_half_over_rounds(blocks), _half_over_launches(values))
+    return _around(_trimmed_mean(blocks), half, degrees)
 
 
 def ratio(values: Sequence[Sequence[float]], baseline_values: Sequence[Sequence[float]]) -> Interval:
@@ -74,6 +75,62 @@ def half_width(interval: Interval) -> float | None:
     if interval.low is None or interval.high is None:
         return None
     return math.log(interval.high / interval.low) / 2
+
+
+def welch(values: Sequence[float], baseline_values: Sequence[float]) -> Interval:
+    """How many times as long as the baseline, from the log medians of two or more independent runs of either.
+
+    The t interval of a difference of means whose variances may differ (Welch 1947), with the degrees of freedom of
+    Satterthwaite (1946).
+    """
+    sides = [(len(side), _variance(side) / len(side)) for side in (values, baseline_values)]
+    error, below = sum(e for _, e in sides), sum(e * e / (n - 1) for n, e in sides)
+    degrees = error * error / below if below else float(len(values) + len(baseline_values) - 2)
+    return _around(_mean(values) - _mean(baseline_values), _t(degrees) * math.sqrt(error), degrees)
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """exp of the mean of log values with its t interval; without one where there are fewer than two.
+
+    Raises ValueError without values.
+    """
+    if not values:
+        raise ValueError("no mean of nothing")
+    if len(values) == 1:
+        return Interval(location=math.exp(values[0]), low=None, high=None)
+    degrees = len(values) - 1
+    return _around(_mean(values), _t(degrees) * math.sqrt(_variance(values) / len(values)), degrees)
+
+
+def half_of(error: float, degrees: float) -> float:
+    """Half of a 95 % interval from a standard error and its degrees of freedom."""
+    return _t(degrees) * error
+
+
+def widened(middle: float, halves: Sequence[float], degrees: float) -> Interval:
+    """An interval around `middle`, a log, from independent half widths on the log scale, added in quadrature."""
+    return _around(middle, math.hypot(*halves), degrees)
+
+
+def beyond(interval: Interval, margin: float) -> float:
+    """The p-value, two-sided, of a ratio that lies between 1 / (1 + margin) and 1 + margin; 1 without an interval."""
+    half, excess = half_width(interval), abs(math.log(interval.location)) - math.log1p(margin)
+    if half is None or interval.degrees is None or excess <= 0:
+        return 1.0
+    if half <= 0:
+        return 0.0
+    from scipy.special import stdtr  # slow to import
+
+    return float(2 * stdtr(interval.degrees, -excess / half * _t(interval.degrees)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values that hold for all of a family together, in the same order (Holm 1979)."""
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -106,26 +163,48 @@ def _trimmed_mean(ordered: Sequence[float]) -> float:
     return math.fsum(ordered[cut : len(ordered) - cut]) / (len(ordered) - 2 * cut)
 
 
-def _half_over_rounds(ordered: Sequence[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _variance(values: Sequence[float]) -> float:
+    """`statistics.variance` is a hundred times slower, because it is exact."""
+    middle = _mean(values)
+    return math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1)
+
+
+def _around(center: float, half: float, degrees: float) -> Interval:
+    """An interval from its middle and half width on the log scale."""
+    return Interval(
+        location=math.exp(center),
+        low=math.exp(center - half),
+        high=math.exp(center + half),
+        degrees=degrees,
+    )
+
+
+def _half_over_rounds(ordered: Sequence[float]) -> tuple[float, int]:
     """Yuen's half width: winsorised sum of squares / (h (h - 1)), h - 1 degrees of freedom, h values kept."""
     cut = int(TRIM * len(ordered))
     kept = ordered[cut : len(ordered) - cut]
     winsorised = [kept[0]] * cut + [*kept] + [kept[-1]] * cut
     middle = math.fsum(winsorised) / len(winsorised)
     squares = math.fsum((value - middle) ** 2 for value in winsorised)
-    return _t(len(kept) - 1) * math.sqrt(squares / (len(kept) * (len(kept) - 1)))
+    degrees = len(kept) - 1
+    return _t(degrees) * math.sqrt(squares / (len(kept) * degrees)), degrees
 
 
-def _half_over_launches(values: Sequence[Sequence[float]]) -> float:
+def _half_over_launches(values: Sequence[Sequence[float]]) -> tuple[float, int]:
     means = [_trimmed_mean(sorted(rounds)) for rounds in values if rounds]
     if len(means) < LEAST_LAUNCHES:
-        return 0.0
-    return _t(len(means) - 1) * statistics.stdev(means) / math.sqrt(len(means))
+        return 0.0, 0
+    degrees = len(means) - 1
+    return _t(degrees) * statistics.stdev(means) / math.sqrt(len(means)), degrees
 
 
 @lru_cache
-def _t(degrees: int) -> float:
-    """The two-sided quantile of Student's t."""
+def _t(degrees: float) -> float:
+    """The quantile of Student's t that half of a two-sided 95 % interval is made with."""
     from scipy.special import stdtrit  # slow to import, and `attnbench plan` needs no quantile
 
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))

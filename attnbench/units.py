@@ -66,6 +66,15 @@ def parse_bytes(text: str | float) -> int:
     return int(_parse(text, _BYTES, "an amount of memory", "8GiB or 512MiB"))
 
 
+def parse_share(text: str) -> float:
+    """`"3%"` or `"0.03"` -> 0.03, below 1. Raises `UserError`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    share = float(match[1]) / (100 if match[2] else 1) if match else 1.0
+    if share >= 1:
+        raise UserError(f"{text!r} is not a share below 100 %", hint="write 3% or 0.03")
+    return share
+
+
 def _parse(text: str | float, units: dict[str, float], what: str, example: str) -> float:
     plain = f"{text:.12f}" if isinstance(text, float) else str(text)  # never 1e-05
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", plain)

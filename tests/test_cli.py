@@ -192,7 +192,7 @@ def test_help_is_there_in_less_than_three_tenths_of_a_second(tmp_path: Path) -> 
 
 
 def test_every_verb_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("run", "plan", "show", "list", "check", "schema"):
+    for verb in ("run", "plan", "show", "compare", "list", "check", "schema"):
         with pytest.raises(SystemExit) as ended:
             main([verb, "--help"])
         assert ended.value.code == 0

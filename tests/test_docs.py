@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from attnbench import (
+    compare,
     hookspecs,
     implementation,
     models,
@@ -263,12 +264,43 @@ def test_presets_are_those_of_the_code() -> None:
     }
 
 
-def test_constants_are_those_of_the_code() -> None:
-    for name, value, _ in rows("docs/measuring.md", "constant"):
-        module, constant = name.strip("`").split(".")
+@pytest.mark.parametrize("page", ["docs/measuring.md", "docs/comparing.md"])
+def test_constants_are_those_of_the_code(page: str) -> None:
+    for name, value, _ in rows(page, "constant"):
+        module, _, constant = name.strip("`").rpartition(".")
         actual = getattr(importlib.import_module(f"attnbench.{module}"), constant)
         said = units.parse_seconds(value) if constant.endswith("_S") else float(value)
         assert said == pytest.approx(actual, rel=1e-12), name
+
+
+def test_every_verdict_and_every_kind_of_regression_is_explained() -> None:
+    page = "docs/comparing.md"
+    assert [row[0] for row in rows(page, "verdict")] == [f"`{verdict}`" for verdict in compare.Verdict]
+    assert [row[0] for row in rows(page, "kind")] == [f"`{kind}`" for kind in compare.KINDS]
+    assert [int(row[0]) for row in rows(page, "exit code")] == [0, 1, BAD_INPUT]
+
+
+def test_the_example_of_a_comparison_prints_what_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = dict(
+        re.findall(
+            r"^<!-- ([\w.]+) -->\n```\w+\n(.*?)^```$", PAGES["docs/comparing.md"], re.DOTALL | re.MULTILINE
+        )
+    )
+    for name in ("base.csv", "new.csv"):
+        (tmp_path / name).write_text(found[name])
+    assert main(["compare", "base.csv", "new.csv"]) == 1
+    assert capsys.readouterr().out == found["output"]
+
+    main(["compare", "base.csv", "new.csv", "--format", "json"])
+    keys = [
+        name
+        for row in rows("docs/comparing.md", "key of `--format json`")
+        for name in re.findall(r"`(\w+)`", row[0])
+    ]
+    assert sorted(keys) == sorted(json.loads(capsys.readouterr().out))
 
 
 def test_the_limits_of_grades_are_those_of_the_code() -> None:

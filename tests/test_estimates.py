@@ -7,17 +7,23 @@ import sys
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, ttest_ind
 
 from attnbench.estimates import (
     Interval,
+    beyond,
     block_value,
     geometric_mean,
+    half_of,
     half_width,
+    holm,
     location,
     mad,
+    mean,
     percentile,
     ratio,
+    welch,
+    widened,
 )
 
 RUNS = 1000
@@ -206,6 +212,82 @@ def test_a_ratio_pairs_by_launch_and_round_and_leaves_out_what_one_side_lacks() 
 def test_a_block_is_the_median_of_its_unflagged_samples() -> None:
     assert block_value([1.0, 2.0, 900.0, 3.0], (2,)) == pytest.approx(math.log(2.0))
     assert block_value([1.0, 2.0, 900.0], (0, 1, 2)) == pytest.approx(math.log(2.0))
+
+
+# ---------------------------------------------------------------- several runs a side
+
+
+def test_welchs_interval_is_scipys() -> None:
+    ours, theirs = [0.11, 0.13, 0.12, 0.20], [0.02, 0.01, 0.06]
+    interval = welch(ours, theirs)
+    test = ttest_ind(ours, theirs, equal_var=False)
+    low, high = test.confidence_interval()
+
+    assert interval.location == pytest.approx(math.exp(np.mean(ours) - np.mean(theirs)))
+    assert interval.degrees == pytest.approx(test.df)
+    assert (math.log(interval.low or 0), math.log(interval.high or 0)) == pytest.approx((low, high))
+    assert beyond(interval, 0) == pytest.approx(test.pvalue)
+
+
+def test_welchs_interval_holds_the_truth_however_different_the_spreads() -> None:
+    rng = np.random.default_rng(10)
+    ours, theirs = rng.normal(0.1, 0.02, (RUNS, 4)), rng.normal(0, 0.005, (RUNS, 6))
+    covered = sum(
+        holds(welch(a.tolist(), b.tolist()), math.exp(0.1)) for a, b in zip(ours, theirs, strict=True)
+    )
+
+    assert least(0.95) <= covered <= most(0.95)
+
+
+def test_runs_without_any_spread_have_an_interval_without_width() -> None:
+    interval = welch([0.5] * 3, [0.25] * 3)
+
+    assert half_width(interval) == pytest.approx(0, abs=1e-12)
+    assert (beyond(interval, 0.03), beyond(interval, 0.5)) == (0.0, 1.0)
+
+
+def test_a_mean_of_logs_has_students_interval() -> None:
+    values = np.random.default_rng(11).normal(0.03, 0.02, (RUNS, 6))
+
+    assert least(0.95) <= sum(holds(mean(run.tolist()), math.exp(0.03)) for run in values) <= most(0.95)
+    assert mean([math.log(2)]) == Interval(location=pytest.approx(2), low=None, high=None)
+    with pytest.raises(ValueError, match="nothing"):
+        mean([])
+
+
+def test_a_known_spread_widens_an_interval_in_quadrature() -> None:
+    interval = widened(math.log(1.1), [0.03, 0.04], 7)
+
+    assert interval.location == pytest.approx(1.1)
+    assert half_width(interval) == pytest.approx(0.05)
+    assert half_of(0.01, 4) == pytest.approx(0.02776445)  # the table of Student's t
+
+
+def test_what_lies_within_the_margin_or_has_no_interval_is_not_beyond_it() -> None:
+    assert beyond(widened(math.log(1.02), [0.001], 9), 0.03) == 1.0
+    assert beyond(widened(math.log(1 / 1.02), [0.001], 9), 0.03) == 1.0
+    assert beyond(Interval(location=2.0, low=None, high=None), 0.03) == 1.0
+
+
+def test_the_interval_and_the_p_value_agree() -> None:
+    at_the_edge = widened(math.log(1.03) + 0.02, [0.02], 9)
+
+    assert at_the_edge.low == pytest.approx(1.03)
+    assert beyond(at_the_edge, 0.03) == pytest.approx(0.05)
+
+
+def test_holms_correction_is_what_the_paper_does() -> None:
+    # smallest first: 4 x 0.005, 3 x 0.01, 2 x 0.03, then 0.04, which may not be less than the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holms_correction_holds_for_the_family() -> None:
+    families = np.random.default_rng(12).uniform(size=(RUNS, 50))
+
+    assert sum(min(holm(family.tolist())) <= 0.05 for family in families) <= most(0.05)
+    assert sum(min(family) <= 0.05 for family in families) >= least(0.9)  # what it is for
 
 
 def test_percentiles_are_numpys_in_any_order() -> None:

@@ -266,7 +266,9 @@ def test_a_value_of_the_wrong_type_is_named_with_its_line(tmp_path: Path) -> Non
     rows[2][rows[0].index("threads")] = "two"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    with pytest.raises(ResultsError, match=r"results.csv:3: threads must be a whole number, got 'two'"):
+    with pytest.raises(
+        ResultsError, match=r"results.csv:3: column `threads` must be a whole number, got 'two'"
+    ):
         results.read_csv(path)
 
 

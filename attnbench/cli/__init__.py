@@ -124,6 +124,25 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
+    compare = verbs.add_parser("compare", help="say what has become of each cell from one run to another")
+    for name in ("base", "new"):
+        compare.add_argument(
+            name, help="a run's folder, a CSV with its cells, or a glob in quotes of several runs"
+        )
+    compare.add_argument("--all", action="store_true", help="every cell, not only those that changed")
+    compare.add_argument(
+        "--format", choices=("table", "markdown", "csv", "json"), default="table", help="(default: table)"
+    )
+    compare.add_argument(
+        "--margin", metavar="SHARE", help="a change of time that counts as none (default: 3%%)"
+    )
+    compare.add_argument(
+        "--fail-on",
+        metavar="KIND,...",
+        help="what is a regression: slower, memory, accuracy, wrong, failing, missing, or none "
+        "(default: all but accuracy, where machine, versions and settings are the same)",
+    )
+
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
     lists.add_argument(
         "--problem", action=_Once, metavar="TEXT", help="say of each whether it computes this problem"

@@ -8,18 +8,25 @@ from attnbench.results.columns import COLUMNS, columns_markdown
 from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA
 from attnbench.results.folder import compatible, create, read_header, write_header
 from attnbench.results.journal import Journal, read_journal
+from attnbench.results.outcomes import KEY, CellKey, Outcome, outcome, outcomes
 from attnbench.results.table import read_csv, read_results, row, write_csv
 
 __all__ = [
     "COLUMNS",
     "CSV",
+    "HEADER",
     "JOURNAL",
+    "KEY",
     "SCHEMA",
+    "CellKey",
     "Journal",
+    "Outcome",
     "columns_markdown",
     "compatible",
     "create",
     "load",
+    "load_outcomes",
+    "outcome",
     "read_csv",
     "read_header",
     "read_journal",
@@ -48,3 +55,11 @@ def load(path: Path) -> tuple[Run, list[Result]]:
         found |= {result.cell.key: result for result in read_journal(folder)}
     assert run is not None
     return run, list(found.values())
+
+
+def load_outcomes(path: Path) -> tuple[Run, dict[CellKey, Outcome]]:
+    """What a comparison reads of a run: from its folder, its `results.csv`, or a CSV written by hand, quickly.
+
+    Raises `ResultsError`.
+    """
+    return outcomes(path, load)

@@ -68,13 +68,15 @@ def read(path: Path) -> str:
     return text
 
 
-def upgraded(what: str, data: dict[str, Any], schema: Any, path: Path) -> dict[str, Any]:
+def upgraded(what: str, data: dict[str, Any], schema: Any, place: Path | str) -> dict[str, Any]:
     """`data` of an old schema as one of ours. Raises `ResultsError` for what is newer or no schema at all."""
     if not isinstance(schema, int) or schema < 1:
-        raise ResultsError(f"{path}: {schema!r} is no schema number")
+        raise ResultsError(
+            f"{place}: {schema!r} is no schema number", hint=f"`schema` is a whole number from 1 to {SCHEMA}"
+        )
     if schema > SCHEMA:
         raise ResultsError(
-            f"{path} has schema {schema}, newer than {SCHEMA}, the newest that this attnbench reads",
+            f"{place}: `schema` is {schema}, newer than {SCHEMA}, the newest that this attnbench reads",
             hint="upgrade attnbench",
         )
     for old in range(schema, SCHEMA):

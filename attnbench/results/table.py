@@ -15,7 +15,8 @@ from attnbench.errors import ResultsError
 from attnbench.problem import Problem
 from attnbench.records import PROTOCOL_VERSION, Accuracy, Cell, Memory, Result, Run, Status, Timing
 from attnbench.results.columns import COLUMNS, KINDS
-from attnbench.results.files import CSV, SCHEMA, read, replace, upgraded
+from attnbench.results.files import CSV, SCHEMA, replace, upgraded
+from attnbench.results.lines import lines
 from attnbench.suites import MEASURE_KEYS, VERIFY_KEYS, Measure, Verify
 
 if TYPE_CHECKING:
@@ -141,39 +142,38 @@ def write_csv(folder: Path, results: Iterable[Result], run: Run) -> None:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file with their types; None for an empty number, further columns as text."""
-    if path.is_dir():
-        path = path / CSV
-    if not path.exists():
-        raise ResultsError(f"there is no {path}", hint="give the folder of a run, or its results.csv")
-    text = read(path)
-    if not text.strip():
-        raise ResultsError(f"{path} is empty")
-    reader = csv.reader(io.StringIO(text, newline=""))
-    try:
-        header = next(reader)
-        if "schema" not in header:
-            raise ResultsError(f"{path} is not a results file: it has no column `schema`")
-        return [_typed(header, values, f"{path}:{reader.line_num}", path) for values in reader if values]
-    except csv.Error as error:
-        raise ResultsError(f"{path}:{reader.line_num}: {error}") from None
+    header, found = lines(path)
+    if "schema" not in header:
+        raise ResultsError(f"{path}:1: this is not a results file: it has no column `schema`")
+    return [_typed(header, values, f"{path}:{number}", path) for number, values in found]
 
 
 def _typed(header: Sequence[str], values: Sequence[str], place: str, path: Path) -> dict[str, Any]:
-    if len(values) != len(header):
-        raise ResultsError(f"{place}: {len(values)} values for {len(header)} columns")
     data: dict[str, Any] = dict(zip(header, values, strict=True))
-    schema = data["schema"]
-    data = upgraded("row", data, int(schema) if schema.isdecimal() else schema, path)
+    data = upgraded("row", data, schema_number(data["schema"]), place)
     if missing := [name for name in KINDS if name not in data]:
-        raise ResultsError(f"{path} is not a results file: it has no column `{missing[0]}`")
+        raise ResultsError(f"{path}:1: this is not a results file: it has no column `{missing[0]}`")
     for name, kind in KINDS.items():
         if kind is not str:
             try:
                 data[name] = None if data[name] == "" else kind(data[name])
             except ValueError:
-                noun = "a whole number" if kind is int else "a number"
-                raise ResultsError(f"{place}: {name} must be {noun}, got {data[name]!r}") from None
+                raise no_number(place, name, kind, data[name]) from None
     return data
+
+
+def schema_number(text: str) -> int | str:
+    """The text itself where it is no whole number."""
+    return int(text) if text.isdecimal() else text
+
+
+def no_number(place: str, column: str, kind: type[Any], text: str) -> ResultsError:
+    """What is wrong with a value of a column of numbers."""
+    noun, example = ("a whole number", "8") if kind is int else ("a number", "0.00125")
+    return ResultsError(
+        f"{place}: column `{column}` must be {noun}, got {text!r}",
+        hint=f"write it as {example}, in the unit of results/README.md, or leave it empty",
+    )
 
 
 def read_csv(path: Path) -> "pd.DataFrame":
@@ -214,9 +214,10 @@ def _result(data: Mapping[str, Any]) -> Result:
     )
 
 
-def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
+def run_of(rows: Sequence[Mapping[str, Any]]) -> Run:
     """What the rows of a CSV say about their run."""
     first = rows[0]
+    protocol = first["protocol_version"]
 
     def by(key: str, value: str) -> dict[str, str]:
         return {r[key]: r[value] for r in rows if r[value]}
@@ -230,7 +231,7 @@ def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
         settings={"measure": {"preset": first["preset"]}},
         seed=first["seed"],
         started="",
-        fingerprint={},
+        fingerprint={"protocol": str(protocol)} if protocol else {},
         environment={},
         versions=by("implementation", "versions"),
         owners=by("implementation", "plugin"),
@@ -238,15 +239,20 @@ def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
     )
 
 
+def no_rows(path: Path) -> ResultsError:
+    """A file with nothing but a header."""
+    return ResultsError(f"{path}:2: there are no rows below the header", hint="was the run interrupted?")
+
+
 def read_results(path: Path) -> tuple[Run, list[Result]]:
     """The results of a CSV, and what its rows say about their run. Raises `ResultsError`."""
     rows = _rows(path)
     if not rows:
-        raise ResultsError(f"{path} has no rows")
+        raise no_rows(path)
     found = []
     for number, data in enumerate(rows, 1):
         try:
             found.append(_result(data))
         except (ValueError, TypeError) as error:
             raise ResultsError(f"{path}: row {number} is no result: {error}") from None
-    return _run(rows), found
+    return run_of(rows), found

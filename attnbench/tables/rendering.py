@@ -15,7 +15,7 @@ LARGEST_GRID = 200
 MOST_NOTES = 20
 """Reasons below a table on a terminal; the files hold all."""
 _GAP = 2
-_BOLD, _DIM, _RED, _GREEN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[1;32m", "\x1b[0m"
+_BOLD, _DIM, RED, GREEN, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[1;32m", "\x1b[0m"
 _ALARMING = (Status.WRONG, Status.IMPOSSIBLE, Status.CRASHED, Status.FAILED)
 
 
@@ -37,7 +37,7 @@ def _labels(grid: Grid, table: Table) -> tuple[list[str], list[list[str]]]:
 # ---------------------------------------------------------------- Markdown
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown, with tables and HTML, shows as it is."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
@@ -50,19 +50,19 @@ def markdown(table: Table) -> str:
 
 
 def _page(table: Table, level: str) -> list[str]:
-    lines = [f"{level} {_escaped(_title(table))}", ""]
+    lines = [f"{level} {escaped(_title(table))}", ""]
     if table.common:
-        lines += [_escaped(", ".join(table.common)), ""]
+        lines += [escaped(", ".join(table.common)), ""]
     for grid in table.grids:
         if grid.caption:
-            lines += [f"{level}# {_escaped(grid.caption)}", ""]
+            lines += [f"{level}# {escaped(grid.caption)}", ""]
         lines += [*_markdown_grid(grid, table), ""]
     if not table.grids:
         lines += ["No cells.", ""]
     if table.legend:
-        lines += [_escaped("; ".join(table.legend)), ""]
-    notes = [f"- [{number}] {_escaped(note)}" for number, note in enumerate(table.notes, 1)]
-    notes += [f"- no column: {_escaped(line)}" for line in table.absent]
+        lines += [escaped("; ".join(table.legend)), ""]
+    notes = [f"- [{number}] {escaped(note)}" for number, note in enumerate(table.notes, 1)]
+    notes += [f"- no column: {escaped(line)}" for line in table.absent]
     return [*lines, *notes, *[""] * bool(notes)]
 
 
@@ -72,12 +72,12 @@ def _markdown_grid(grid: Grid, table: Table) -> Iterator[str]:
     for column in grid.columns:
         head = ", ".join(map(said, grid.column_axes, column))
         unit = grid.units.get(column) if grid.by_column and _own_units(grid, table) else None
-        heads.append(_escaped(f"{head}, {unit}" if unit else head))
-    yield f"| {' | '.join([*map(_escaped, names), *heads])} |"
+        heads.append(escaped(f"{head}, {unit}" if unit else head))
+    yield f"| {' | '.join([*map(escaped, names), *heads])} |"
     yield f"|{'---|' * len(names)}{'---:|' * len(heads)}"
     for row, label in zip(grid.rows, labels, strict=True):
         entries = [_markdown_entry(grid.entries.get((row, column))) for column in grid.columns]
-        yield f"| {' | '.join([*map(_escaped, label), *entries])} |"
+        yield f"| {' | '.join([*map(escaped, label), *entries])} |"
 
 
 def _markdown_entry(entry: Entry | None) -> str:
@@ -139,7 +139,7 @@ def _padded(text: str, width: int, right: bool) -> str:
     return fill + text if right else text + fill
 
 
-class _Column:
+class Column:
     """A column of text: heading and body as wide as their widest line, painted after padding."""
 
     def __init__(self, heading: Sequence[str], body: Sequence[str], right: bool) -> None:
@@ -148,7 +148,7 @@ class _Column:
         self.body = [_padded(line, self.width, right) for line in body]
 
 
-def _printed(columns: Sequence[_Column], captions: Sequence[str] = ()) -> list[str]:
+def printed(columns: Sequence[Column], captions: Sequence[str] = ()) -> list[str]:
     """Columns beside each other; where a row has a caption other than the one before, it goes above."""
     rule = ["─" * column.width for column in columns]
     heading = [
@@ -165,15 +165,15 @@ def _printed(columns: Sequence[_Column], captions: Sequence[str] = ()) -> list[s
     return lines
 
 
-def _leading(headings: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> list[_Column]:
+def _leading(headings: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> list[Column]:
     columns = [[*column] for column in zip(*rows, strict=True)]
     return [
-        _Column(heading, body, right=all(v.isdecimal() for v in body))
+        Column(heading, body, right=all(v.isdecimal() for v in body))
         for heading, body in zip(headings, columns, strict=True)
     ]
 
 
-def _width(columns: Sequence[_Column]) -> int:
+def _width(columns: Sequence[Column]) -> int:
     return sum(_GAP + column.width for column in columns)
 
 
@@ -193,7 +193,7 @@ def _drawn(grid: Grid, table: Table, width: int, color: bool) -> list[str]:
     choices = [_columns(grid, table, color), several, _columns(grid.transposed(), table, color)]
     for leading, columns in choices:
         if _width([*leading, *columns]) <= width:
-            return _printed([*leading, *columns])
+            return printed([*leading, *columns])
     leading, columns = several
     drawn = []
     for count in range(len(grid.row_axes)):
@@ -206,14 +206,14 @@ def _drawn(grid: Grid, table: Table, width: int, color: bool) -> list[str]:
 
 
 def _in_parts(
-    leading: Sequence[_Column], columns: Sequence[_Column], captions: Sequence[str], width: int
+    leading: Sequence[Column], columns: Sequence[Column], captions: Sequence[str], width: int
 ) -> list[str]:
     lines: list[str] = []
     while columns:
         fitting = 1
         while fitting < len(columns) and _width([*leading, *columns[: fitting + 1]]) <= width:
             fitting += 1
-        lines += [*[""] * bool(lines), *_printed([*leading, *columns[:fitting]], captions)]
+        lines += [*[""] * bool(lines), *printed([*leading, *columns[:fitting]], captions)]
         columns = columns[fitting:]
     return lines
 
@@ -230,7 +230,7 @@ def _broken(name: str, width: int) -> list[str]:
 
 def _columns(
     grid: Grid, table: Table, color: bool, broken: bool = False
-) -> tuple[list[_Column], list[_Column]]:
+) -> tuple[list[Column], list[Column]]:
     names, labels = _labels(grid, table)
     entries = [[grid.entries.get((row, column)) for row in grid.rows] for column in grid.columns]
     bodies = [_entry_texts(column) for column in entries]
@@ -249,7 +249,7 @@ def _columns(
     columns = []
     for head, body, column in zip(heads, bodies, entries, strict=True):
         blank = [""] * (height - len(head))
-        made = _Column([*head, *blank] if above else [*blank, *head], body, right=True)
+        made = Column([*head, *blank] if above else [*blank, *head], body, right=True)
         if color:
             made.body = [_painted(line, e) for line, e in zip(made.body, column, strict=True)]
         columns.append(made)
@@ -270,7 +270,12 @@ def _entry_texts(entries: Sequence[Entry | None]) -> list[str]:
 def _painted(line: str, entry: Entry | None) -> str:
     if entry is None or (entry.status is Status.OK and entry.mark != "*"):
         return line
-    paint = _GREEN if entry.status is Status.OK else _RED if entry.status in _ALARMING else _DIM
+    paint = GREEN if entry.status is Status.OK else RED if entry.status in _ALARMING else _DIM
+    return in_color(line, paint)
+
+
+def in_color(line: str, paint: str) -> str:
+    """A line in a colour, such as `RED`, but for the blanks behind it."""
     words = line.rstrip()
     return f"{paint}{words}{_PLAIN}{line[len(words) :]}"
 
@@ -284,12 +289,12 @@ def _listed(grid: Grid, width: int, color: bool) -> list[str]:
     leading = _leading([[name] for name in axes], labels)
     units = [f" {entry.unit}" if entry.unit else "" for entry in entries]
     body = [f"{e.mark or ' '}{e.value}{unit}{e.detail}" for e, unit in zip(entries, units, strict=True)]
-    last = [_Column([" result"], body, right=False)]
+    last = [Column([" result"], body, right=False)]
     if any(entry.beside for entry in entries):
-        last.append(_Column(["workspace"], [entry.beside for entry in entries], right=True))
+        last.append(Column(["workspace"], [entry.beside for entry in entries], right=True))
     count = 0
     while count < len(axes) - 1 and _width([*leading[count:], *last]) > width:
         count += 1
     if color:
         last[0].body = [_painted(line, entry) for line, entry in zip(last[0].body, entries, strict=True)]
-    return _printed([*leading[count:], *last], _captions(axes, labels, count))
+    return printed([*leading[count:], *last], _captions(axes, labels, count))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from attnbench import inputs, plan, plugins, reference, suites, verify
+from attnbench import inputs, plan, plugins, reference, results, suites, verify
 from attnbench.forkserver import ForkServer, running
 from attnbench.problem import Problem
 
 Benchmark = Any
 
 LONG = "batch=1 seqlen=16384 heads_q=32 heads_kv=8 head_dim=128 dtype=bfloat16 mask=causal"
+STORED = Path(__file__).parents[2] / "results/quick-20261121-113454"
 WIDE = """
 question: how long does a plan of 100,000 cells take
 problems:
@@ -66,3 +67,25 @@ def test_verification_at_16k(benchmark: Benchmark, kind: str) -> None:
         return verify.Standard(problem, oracle, yard, sample.share).compare(actual)[1]
 
     assert benchmark(once) is None
+
+
+def test_comparison_of_100_000_rows_a_side(benchmark: Benchmark, tmp_path: Path) -> None:
+    """As a user starts it; each row has all columns, and 50 of them are twice as slow on one side."""
+    run, rows = results.load(STORED)
+    results.write_csv(tmp_path, [row for row in rows if row.timing], run)
+    header, *lines = (tmp_path / results.CSV).read_text().splitlines()
+    many = [lines[at % len(lines)].replace("batch=1 ", f"batch={at} ", 1) for at in range(100_000)]
+    median = header.split(",").index("median_s")
+    slower = [
+        ",".join([*(c := line.split(","))[:median], "9", "", "", *c[median + 3 :]]) for line in many[:50]
+    ]
+    for name, body in (("base.csv", many), ("new.csv", [*slower, *many[50:]])):
+        (tmp_path / name).write_text("\n".join([header, *body]))
+    words = [sys.executable, "-m", "attnbench", "compare", "base.csv", "new.csv"]
+
+    def once() -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(words, cwd=tmp_path, capture_output=True)
+
+    done = benchmark.pedantic(once, rounds=3)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count(b"likely slower") == 51  # a line each, and their number

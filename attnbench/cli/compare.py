@@ -1,0 +1,82 @@
+"""`attnbench compare`: what has become of each cell from one run to another?"""
+
+import argparse
+import contextlib
+import csv
+import gc
+import json
+import sys
+from collections.abc import Iterator
+
+from attnbench import compare, tables, units
+from attnbench.cli import display
+from attnbench.compare import KINDS, MARGIN
+from attnbench.errors import UserError
+from attnbench.problem import suggestion
+
+NONE = "none"
+DEFAULT = tuple(kind for kind in KINDS if kind != "accuracy")
+"""Errors within the budget are right; how much they vary with the inputs depends on the problem."""
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print what has changed; 1 where it is a regression. Raises `UserError`."""
+    asked = _kinds(arguments.fail_on)
+    margin = _margin(arguments.margin)
+    with _without_collector():
+        found = compare.compare(compare.side(arguments.base), compare.side(arguments.new), margin)
+        kinds = asked if asked is not None else DEFAULT if found.comparable else ()
+        if arguments.format == "csv":
+            _write_csv(found, arguments.all)
+        elif arguments.format == "json":
+            document = tables.document(found, kinds, everything=arguments.all)
+            print(json.dumps(document, indent=2))
+        elif arguments.format == "markdown":
+            print(tables.comparison_markdown(found, kinds, everything=arguments.all))
+        else:
+            width, color = display.size()
+            shown = tables.comparison_text(found, kinds, everything=arguments.all, width=width, color=color)
+            print(shown)
+        return int(bool(found.regressions(kinds)))
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """100,000 cells are a million objects that all stay; looking for cycles in them takes a third of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _margin(text: str | None) -> float:
+    try:
+        return MARGIN if text is None else units.parse_share(text)
+    except UserError as error:
+        error.message = f"--margin: {error.message}"
+        raise
+
+
+def _kinds(text: str | None) -> tuple[str, ...] | None:
+    """What `--fail-on` names; None where it is not given."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in (*KINDS, NONE):
+            raise UserError(f"--fail-on: there is no `{name}`", hint=suggestion(name, (*KINDS, NONE)))
+    if NONE in names and len(names) > 1:
+        raise UserError("--fail-on: `none` stands alone", hint=f"one or more of {', '.join(KINDS)}")
+    return tuple(name for name in names if name != NONE)
+
+
+def _write_csv(found: compare.Comparison, everything: bool) -> None:
+    """A row a cell, with the columns even where there is none."""
+    rows = tables.records(found, everything=everything)
+    names = list(rows[0] if rows else tables.records(found, everything=True)[0])
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)

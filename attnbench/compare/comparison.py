@@ -1,0 +1,298 @@
+"""Two sides -> a verdict on every cell, and on every implementation over its cells."""
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from attnbench import calibration, estimates
+from attnbench.calibration import Calibration
+from attnbench.compare.differences import PROTOCOL, UNGATED, Difference, differences
+from attnbench.compare.pairs import Pair, accuracy_change, by_status, memory_change, together
+from attnbench.compare.sides import Side
+from attnbench.compare.verdicts import MARGIN, Effect, Verdict, Way, judged
+from attnbench.errors import ResultsError
+from attnbench.estimates import Interval
+from attnbench.noise import GRADES
+from attnbench.records import Run, Status
+from attnbench.results import CellKey, Outcome
+
+KINDS = ("slower", "memory", "accuracy", "wrong", "failing", "missing")
+"""What can be a regression."""
+LEAST_RUNS = 3
+"""A side with fewer does not tell how far its runs lie apart."""
+LEAST_CELLS = 5
+"""Fewer cells do not tell it either."""
+WIDEST = 0.05
+"""Spread of cells above which it is change, not noise."""
+_SLOWER = (Verdict.SLOWER, Verdict.LIKELY_SLOWER)
+_KIND_OF = {
+    **dict.fromkeys(_SLOWER, "slower"),
+    Verdict.NEWLY_WRONG: "wrong",
+    Verdict.NEWLY_FAILING: "failing",
+}
+_NORMAL = 1.4826
+"""Standard deviation of normal values over their median absolute deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Cells that are `ok` on both sides, together."""
+
+    name: str
+    """The implementation; empty for all."""
+    cells: int
+    effect: Effect
+    """Geometric mean of the ratios."""
+    verdict: Verdict
+    least: float
+    most: float
+    """Of the ratios."""
+    base_s: float
+    new_s: float
+    """Sums of the medians."""
+
+    @property
+    def regressed(self) -> bool:
+        """Whether it is slower as a whole, which may show where no cell shows it alone."""
+        return bool(self.name) and self.cells > 1 and self.verdict in _SLOWER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All that there is to say about two sides."""
+
+    base: Side
+    new: Side
+    margin: float
+    differences: tuple[Difference, ...]
+    """Between the circumstances; where one of them is in `UNGATED`, nothing is a regression unless one asks."""
+    pairs: tuple[Pair, ...]
+    """Every cell, the worst first."""
+    overall: Group | None
+    groups: tuple[Group, ...]
+    """By implementation; like `overall` only where cells are `ok` on both sides."""
+
+    @property
+    def counts(self) -> Mapping[Verdict, int]:
+        return Counter(pair.verdict for pair in self.pairs)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether a change of time can be the code's."""
+        return not any(difference.kind in UNGATED for difference in self.differences)
+
+    def regressions(self, kinds: Collection[str]) -> int:
+        """How many cells and implementations have regressed in one of `kinds`."""
+        cells = sum(any(kind in kinds for kind in pair.regressions) for pair in self.pairs)
+        return cells + ("slower" in kinds) * sum(group.regressed for group in self.groups)
+
+
+def compare(
+    base: Side, new: Side, margin: float = MARGIN, turns: Mapping[CellKey, Interval] | None = None
+) -> Comparison:
+    """Match the cells of both sides and judge each. Raises `ResultsError` where nothing can be compared.
+
+    `turns` are ratios of cells that both sides measured in turns; nothing else can say as much about their times.
+    """
+    found = differences(base.runs, new.runs)
+    for difference in found:
+        if difference.kind == PROTOCOL:
+            raise ResultsError(
+                f"times of protocols {' and '.join(sorted({*difference.base, *difference.new}))} cannot be compared",
+                hint="measure both with one version of attnbench",
+            )
+    if not base.cells.keys() & new.cells.keys():
+        raise ResultsError(
+            f"{base.name} and {new.name} have no cell in common",
+            hint="a cell is problem, implementation, device, threads, cache and clock together",
+        )
+    pairs = [
+        _pair(key, base.cells.get(key, ()), new.cells.get(key, ())) for key in {**base.cells, **new.cells}
+    ]
+    timed = [pair for pair in pairs if pair.base.status is pair.new.status is Status.OK]
+    _judge(timed, base, new, margin, turns or {})
+    for pair in pairs:
+        pair.regressions = _regressions(pair)
+    order = {verdict: place for place, verdict in enumerate(Verdict)}
+    pairs.sort(key=lambda pair: (not pair.regressions, not pair.changed, order[pair.verdict], -pair.shift))
+    groups = _groups(timed, base, new, margin)
+    return Comparison(
+        base=base,
+        new=new,
+        margin=margin,
+        differences=tuple(found),
+        pairs=tuple(pairs),
+        overall=groups[0] if groups else None,
+        groups=tuple(groups[1:]),
+    )
+
+
+def _pair(key: CellKey, base: Sequence[Outcome], new: Sequence[Outcome]) -> Pair:
+    before, now = together(base), together(new)
+    verdict = by_status(before, now)
+    if verdict is not None:
+        return Pair(key, before, now, verdict)
+    memory, accuracy = memory_change(before, now), accuracy_change(before, now)
+    return Pair(key, before, now, Verdict.UNCLEAR, memory=memory, accuracy=accuracy)
+
+
+def _regressions(pair: Pair) -> tuple[str, ...]:
+    found = [_KIND_OF[pair.verdict]] if pair.verdict in _KIND_OF else []
+    found += ["missing"] * (pair.verdict is Verdict.ONLY_IN_BASE and pair.base.status is Status.OK)
+    found += ["memory"] * (pair.memory == "bigger")
+    found += ["accuracy"] * (pair.accuracy == "less accurate")
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- times
+
+
+def _judge(
+    pairs: Sequence[Pair], base: Side, new: Side, margin: float, turns: Mapping[CellKey, Interval]
+) -> None:
+    """Gives every pair, `ok` on both sides, its effect and verdict."""
+    sides = [(_right(base.cells[pair.key]), _right(new.cells[pair.key])) for pair in pairs]
+    shifts = [_shift(before, now) for before, now in sides]
+    spread = _spread(shifts)
+    known = _calibrations(base.runs, new.runs)
+    for pair, (before, now), shift in zip(pairs, sides, shifts, strict=True):
+        if (ratio := turns.get(pair.key)) is not None:
+            pair.effect = Effect(ratio, Way.TURNS)
+        else:
+            pair.effect = _effect(before, now, shift, known(pair.key), spread, len(pairs) - 1)
+    effects = [pair.effect for pair in pairs if pair.effect]
+    for pair, verdict in zip(pairs, judged(effects, margin), strict=True):
+        pair.verdict = verdict
+
+
+def _right(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    return [outcome for outcome in outcomes if outcome.median_s is not None]
+
+
+def _logs(outcomes: Sequence[Outcome]) -> list[float]:
+    return [math.log(outcome.median_s) for outcome in outcomes if outcome.median_s]
+
+
+def _shift(before: Sequence[Outcome], now: Sequence[Outcome]) -> float:
+    ours, theirs = _logs(now), _logs(before)
+    return math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
+
+
+def _spread(shifts: Sequence[float]) -> float | None:
+    """Standard deviation of the log ratios of most cells; None of few."""
+    if len(shifts) < LEAST_CELLS:
+        return None
+    return min(WIDEST, _NORMAL * estimates.mad(shifts))
+
+
+def _effect(
+    before: Sequence[Outcome],
+    now: Sequence[Outcome],
+    shift: float,
+    known: Calibration | None,
+    spread: float | None,
+    degrees: int,
+) -> Effect:
+    if len(before) >= LEAST_RUNS and len(now) >= LEAST_RUNS:
+        return Effect(estimates.welch(_logs(now), _logs(before)), Way.RUNS)
+    noisy = any(outcome.grade == GRADES[-1] for side in (before, now) for outcome in side)
+    within = [half for side in (before, now) if (half := _within(side)) is not None]
+    if known is not None:
+        error = known.spread * math.sqrt(1 / len(before) + 1 / len(now))
+        halves = [*within, estimates.half_of(error, known.degrees)]
+        return Effect(estimates.widened(shift, halves, known.degrees), Way.CALIBRATION, noisy)
+    if spread is not None:
+        halves = [*within, estimates.half_of(spread, degrees)]
+        return Effect(estimates.widened(shift, halves, degrees), Way.CELLS, noisy)
+    if len(within) == 2:
+        return Effect(estimates.widened(shift, within, math.inf), Way.WITHIN, noisy)
+    return Effect(Interval(location=math.exp(shift), low=None, high=None), Way.WITHIN, noisy)
+
+
+def _within(side: Sequence[Outcome]) -> float | None:
+    """Half width of the mean of a side's log medians, from the intervals of its runs."""
+    halves = [outcome.half_width for outcome in side]
+    known = [half for half in halves if half is not None]
+    return math.hypot(*known) / len(known) if len(known) == len(halves) else None
+
+
+def _calibrations(base: Sequence[Run], new: Sequence[Run]) -> Callable[[CellKey], Calibration | None]:
+    """What is known of a cell's device: the wider, where the sides have different versions of torch."""
+    kept: dict[tuple[str, int], Calibration | None] = {}
+
+    def of(key: CellKey) -> Calibration | None:
+        device, threads = key[2], key[3]
+        if (device, threads) not in kept:
+            asked = {(run.device_names.get(device), _torch(run)) for run in (*base, *new)}
+            found = [calibration.read(name, threads, torch) for name, torch in asked if name and torch]
+            known = [one for one in found if one is not None]
+            alone = len({name for name, _ in asked}) == 1
+            kept[device, threads] = max(known, key=lambda one: one.spread) if known and alone else None
+        return kept[device, threads]
+
+    return of
+
+
+def _torch(run: Run) -> str | None:
+    known = run.environment.get("versions", {}).get("torch") or run.fingerprint.get("torch")
+    words = " ".join(run.versions.values()).split()
+    return known or dict(zip(words[::2], words[1::2], strict=False)).get("torch")
+
+
+# ---------------------------------------------------------------- groups
+
+
+def _groups(pairs: Sequence[Pair], base: Side, new: Side, margin: float) -> list[Group]:
+    """All pairs together, then those of each implementation."""
+    if not pairs:
+        return []
+    members: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        members[pair.key[1]].append(pair)
+    parts = [("", list(pairs)), *members.items()]
+    effects = [_mean(part, base, new) for _, part in parts]
+    verdicts = [*judged(effects[:1], margin), *judged(effects[1:], margin)]
+    return [
+        _group(name, part, effect, verdict)
+        for (name, part), effect, verdict in zip(parts, effects, verdicts, strict=True)
+    ]
+
+
+def _mean(pairs: Sequence[Pair], base: Side, new: Side) -> Effect:
+    """The geometric mean of the ratios.
+
+    Where all rest on runs, its interval does too, on the runs that have all these cells; else the cells are the unit,
+    and what befalls all of them in a run is not in it.
+    """
+    effects = [pair.effect for pair in pairs if pair.effect]
+    if len(effects) == 1:
+        return effects[0]
+    if all(effect.way is Way.RUNS for effect in effects):
+        sides = [_means([side.cells[pair.key] for pair in pairs]) for side in (new, base)]
+        if all(len(means) >= LEAST_RUNS for means in sides):
+            return Effect(estimates.welch(*sides), Way.RUNS)
+    return Effect(estimates.mean([math.log(effect.ratio.location) for effect in effects]), Way.CELLS)
+
+
+def _means(cells: Sequence[Sequence[Outcome]]) -> list[float]:
+    """The mean log median of each run, where all cells are in all runs."""
+    if len({len(outcomes) for outcomes in cells}) > 1:
+        return []
+    runs = [_logs(run) for run in zip(*cells, strict=True)]
+    return [statistics.fmean(run) for run in runs if len(run) == len(cells)]
+
+
+def _group(name: str, pairs: Sequence[Pair], effect: Effect, verdict: Verdict) -> Group:
+    ratios = [pair.effect.ratio.location for pair in pairs if pair.effect]
+    return Group(
+        name=name,
+        cells=len(pairs),
+        effect=effect,
+        verdict=verdict,
+        least=min(ratios),
+        most=max(ratios),
+        base_s=math.fsum(pair.base.median_s or 0.0 for pair in pairs),
+        new_s=math.fsum(pair.new.median_s or 0.0 for pair in pairs),
+    )

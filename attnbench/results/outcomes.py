@@ -1,0 +1,242 @@
+"""What a comparison reads of a run: 100,000 rows in about a second, from a run's own files or written by hand."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attnbench.errors import ResultsError
+from attnbench.problem import suggestion
+from attnbench.records import Cell, Result, Run, Status, Timing
+from attnbench.results.columns import KINDS
+from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA, upgraded
+from attnbench.results.folder import read_header
+from attnbench.results.lines import lines
+from attnbench.results.table import no_number, no_rows, run_of, schema_number
+
+KEY = tuple(Cell.__dataclass_fields__)
+"""Columns that make the cell key."""
+_NUMBERS = ("median_s", "ci95_low_s", "ci95_high_s", "workspace_bytes", "err_row", "err_rms")
+_ABOVE_ZERO = ("median_s", "ci95_low_s", "ci95_high_s")
+_TEXTS = ("status", "reason", "memory_method", "grade")
+_OF_RUN = ("run_id", "suite", "plugin", "versions", "device_name", "preset", "protocol_version", "seed")
+_OF_PART = ("implementation", "device", *_OF_RUN)
+"""What the rows of an implementation on a device say about their run."""
+_READ = (*KEY, *_NUMBERS, *_TEXTS)
+
+CellKey = tuple[str, str, str, int, str, str]
+
+
+class Outcome(NamedTuple):
+    """How a cell ended, in one run or in several; None where it is not known. (A dataclass takes thrice the time.)"""
+
+    status: Status | None
+    """None where there is no such cell."""
+    reason: str = ""
+    median_s: float | None = None
+    """Of an `ok` cell."""
+    half_width: float | None = None
+    """Of the 95 % interval of `median_s`, on the log scale."""
+    workspace_bytes: float | None = None
+    memory_method: str = ""
+    err_row: float | None = None
+    err_rms: float | None = None
+    grade: str = ""
+    runs: int = 1
+
+
+def outcome(result: Result) -> Outcome:
+    """What a comparison reads of a result."""
+    timing, memory, accuracy = result.timing, result.memory, result.accuracy
+    return Outcome(
+        status=result.status,
+        reason=result.reason,
+        median_s=timing.median_s if timing else None,
+        half_width=_half_width(timing),
+        workspace_bytes=memory.workspace_bytes if memory else None,
+        memory_method=memory.method if memory else "",
+        err_row=accuracy.row if accuracy else None,
+        err_rms=accuracy.rms if accuracy else None,
+        grade=timing.grade if timing else "",
+    )
+
+
+def _half_width(timing: Timing | None) -> float | None:
+    if timing is None or timing.ci95_low_s is None or timing.ci95_high_s is None:
+        return None
+    return math.log(timing.ci95_high_s / timing.ci95_low_s) / 2
+
+
+def outcomes(
+    path: Path, load: Callable[[Path], tuple[Run, list[Result]]]
+) -> tuple[Run, dict[CellKey, Outcome]]:
+    """A run's header and outcomes from its folder, its `results.csv`, or a CSV with the key columns and `median_s`.
+
+    The journal, through `load`, has the last word where a folder has no CSV or one of a run that was not finished.
+    Raises `ResultsError`.
+    """
+    folder = path if path.is_dir() else path.parent
+    run = read_header(folder) if path.is_dir() or (path.name == CSV and (folder / HEADER).exists()) else None
+    journal = path.is_dir() and (folder / JOURNAL).exists()
+    if not journal or (folder / CSV).exists():
+        of_rows, found = _read(path)
+        if not journal or all(one.status is not Status.NOT_RUN for one in found.values()):
+            return run or of_rows, found
+    run, results = load(path)
+    if not results:
+        raise ResultsError(f"{folder / JOURNAL} has no rows", hint="was the run interrupted?")
+    return run, {result.cell.key: outcome(result) for result in results}
+
+
+def _read(path: Path) -> tuple[Run, dict[CellKey, Outcome]]:
+    path = path / CSV if path.is_dir() else path
+    header, found = lines(path)
+    if missing := [name for name in (*KEY, "median_s") if name not in header]:
+        raise _no_columns(path, header, missing)
+    places = {name: header.index(name) for name in (*_READ, *_OF_RUN) if name in header}
+    read = [name for name in _READ if name in places]
+    pick = itemgetter(*(places[name] for name in read))
+    schema, now = (header.index("schema") if "schema" in header else None), str(SCHEMA)
+    numbers, rows, parts = [], [], {}
+    for number, values in found:
+        if schema is not None and values[schema] != now:
+            old = {name: values[at] for name, at in places.items()}
+            new = upgraded("row", old, schema_number(values[schema]), f"{path}:{number}")
+            values = [*values]
+            for name, at in places.items():
+                values[at] = new[name]
+        rows.append(pick(values))
+        numbers.append(number)
+        part = values[places["implementation"]], values[places["device"]]
+        if part not in parts:
+            parts[part] = {name: values[places[name]] if name in places else "" for name in _OF_PART}
+    if not rows:
+        raise no_rows(path)
+    texts: dict[str, Sequence[str]] = dict.fromkeys(_READ, [""] * len(rows))
+    texts |= dict(zip(read, zip(*rows, strict=True), strict=True))
+    return run_of([*parts.values()]), _outcomes(_Columns(path, numbers, texts))
+
+
+def _no_columns(path: Path, header: Sequence[str], missing: Sequence[str]) -> ResultsError:
+    if not set(header) & {*KEY, "median_s"}:
+        semicolons = len(header) == 1 and ";" in header[0]
+        return ResultsError(
+            f"{path}:1: there is no header: the first line names none of the columns "
+            + ", ".join((*KEY, "median_s")),
+            hint="separate values by commas"
+            if semicolons
+            else f"begin the file with {','.join((*KEY, 'median_s'))}",
+        )
+    names = ", ".join(f"`{name}`" for name in missing)
+    return ResultsError(
+        f"{path}:1: column {names} is missing"
+        if len(missing) == 1
+        else f"{path}:1: columns {names} are missing",
+        hint=f"a cell is known by {', '.join(KEY)}; its time is `median_s`",
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Texts of a file by the names of their columns, with the numbers of their lines."""
+
+    path: Path
+    numbers: Sequence[int]
+    texts: Mapping[str, Sequence[str]]
+
+    def wrong(self, row: int, what: str, hint: str) -> ResultsError:
+        return ResultsError(f"{self.path}:{self.numbers[row]}: {what}", hint=hint)
+
+    def values(self, name: str) -> list[Any]:
+        """None for an empty text."""
+        kind = KINDS[name]
+        try:
+            found: list[Any] = [kind(text) if text else None for text in self.texts[name]]
+        except ValueError:
+            row = next(at for at, text in enumerate(self.texts[name]) if text and not _is(kind, text))
+            place = f"{self.path}:{self.numbers[row]}"
+            raise no_number(place, name, kind, self.texts[name][row]) from None
+        if kind is float:
+            least = 0.0 if name in _ABOVE_ZERO else -math.inf
+            for row, value in enumerate(found):
+                if value is not None and not least < value < math.inf:
+                    raise self.wrong(
+                        row,
+                        f"column `{name}` must be {'above zero' if least == 0 else 'finite'}, got {value!r}",
+                        "leave it empty where it is not known",
+                    )
+        return found
+
+    def keys(self) -> list[CellKey]:
+        """Raises `ResultsError` for an empty part."""
+        for name in KEY:
+            if "" in self.texts[name]:
+                row = self.texts[name].index("")
+                raise self.wrong(row, f"column `{name}` is empty", f"a cell is known by {', '.join(KEY)}")
+        columns = {name: self.values(name) if name == "threads" else self.texts[name] for name in KEY}
+        return list(zip(*columns.values(), strict=True))
+
+    def twice(self, keys: Sequence[CellKey]) -> ResultsError:
+        """The error for a cell that comes twice."""
+        first: dict[CellKey, int] = {}
+        row = next(at for at, key in enumerate(keys) if first.setdefault(key, at) != at)
+        return self.wrong(
+            row,
+            f"columns {', '.join(KEY)} are those of line {self.numbers[first[keys[row]]]}",
+            "a file holds one run; give several runs as a glob in quotes, such as 'runs/*.csv'",
+        )
+
+    def statuses(self, medians: Sequence[float | None]) -> list[Status]:
+        """Where there is none, a row is `ok`. Raises `ResultsError` for an `ok` row without a median."""
+        known = {"": Status.OK, **{status.value: status for status in Status}}
+        found = []
+        for row, (text, median) in enumerate(zip(self.texts["status"], medians, strict=True)):
+            if (status := known.get(text)) is None:
+                raise self.wrong(row, f"column `status`: unknown status {text!r}", suggestion(text, known))
+            if status is Status.OK and median is None:
+                raise self.wrong(
+                    row,
+                    "column `median_s` is empty",
+                    "a row without a time needs a `status` such as `crashed`",
+                )
+            found.append(status)
+        return found
+
+
+def _is(kind: type[Any], text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _outcomes(columns: _Columns) -> dict[CellKey, Outcome]:
+    medians, lows, highs, *others = (columns.values(name) for name in _NUMBERS)
+    workspaces, rows, rms = others
+    keys, statuses, texts = columns.keys(), columns.statuses(medians), columns.texts
+    halves: list[float | None] = []
+    for row, (status, low, median, high) in enumerate(zip(statuses, lows, medians, highs, strict=True)):
+        if status is not Status.OK:
+            medians[row] = None
+        if status is not Status.OK or low is None or high is None:
+            halves.append(None)
+        elif low <= median <= high:
+            halves.append(math.log(high / low) / 2)
+        else:
+            raise columns.wrong(
+                row,
+                f"column `median_s`: {median!r} does not lie between `ci95_low_s` and `ci95_high_s`",
+                "leave both empty where the interval is not known",
+            )
+    methods, grades = texts["memory_method"], texts["grade"]
+    parts = zip(
+        statuses, texts["reason"], medians, halves, workspaces, methods, rows, rms, grades, strict=True
+    )
+    found = dict(zip(keys, itertools.starmap(Outcome, parts), strict=True))
+    if len(found) < len(keys):
+        raise columns.twice(keys)
+    return found
