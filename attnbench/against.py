@@ -27,6 +27,8 @@ from attnbench.suites import Measure, Suite, Verify
 
 SUFFIX = "@base"
 """Of an implementation's name. No plugin can bring such a name."""
+OF_THE_BASE = " of the base"
+"""Of what the fingerprint knows of it."""
 SERVE = "attnbench.against:serve"
 TIMEOUT_S = 120.0
 

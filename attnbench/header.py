@@ -13,7 +13,7 @@ from typing import Any
 
 import attnbench
 from attnbench import environment
-from attnbench.against import Base
+from attnbench.against import OF_THE_BASE, Base
 from attnbench.plan import Plan
 from attnbench.plugins import Registry, requirements
 from attnbench.records import PROTOCOL_VERSION, Owner, Run
@@ -59,7 +59,7 @@ def make(
         fingerprint=_fingerprint(
             suite, plan, names, versions, {o.plugin: o.source_hash for o in owners.values()}
         )
-        | ({f"{name} of the base": text for name, text in base.facts.items()} if base else {}),
+        | ({f"{name}{OF_THE_BASE}": text for name, text in base.facts.items()} if base else {}),
         environment=facts,
         plugins=tuple(_portable_owner(p.owner) for p in registry.plugins),
         versions={**versions, **(base.versions if base else {})},

@@ -11,7 +11,7 @@ import attnbench
 from attnbench import results
 from attnbench.against import Against
 from attnbench.errors import UserError
-from attnbench.tables.contests import paired
+from attnbench.turns import paired
 
 KERNEL = """
 from attnbench import Capabilities, Implementation, hookimpl
@@ -58,11 +58,12 @@ measure: {preset: quick, launches: 2, budget: 800ms, threads: 1}
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A new kernel and an old one; the library that both use, and one of another environment that is slower."""
+    """A new kernel and an old one; the library that both use, and one of another environment that is faster."""
     (tmp_path / "new.py").write_text(f"NAMES, FACTOR = ['kernel', 'kernel-new'], 1\n{KERNEL}")
     (tmp_path / "old.py").write_text(f"NAMES, FACTOR = ['kernel', 'kernel-old'], 1\n{KERNEL}")
+    (tmp_path / "same.py").write_text((tmp_path / "new.py").read_text())
     (tmp_path / "half.py").write_text(f"NAMES, FACTOR = ['kernel'], 0.5\n{KERNEL}")
-    for environment, seconds in (("ours", 1e-3), ("theirs", 2e-3)):
+    for environment, seconds in (("ours", 2e-3), ("theirs", 1e-3)):
         (tmp_path / environment).mkdir()
         (tmp_path / environment / "pacing.py").write_text(f"SECONDS = {seconds}\n{PACING}")
     (tmp_path / "suite.yaml").write_text(SUITE)
@@ -78,9 +79,13 @@ def interpreter(path: Path, *packages: Path) -> Path:
 
 
 def run(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return attnbench_(here, "run", "-q", "-o", "run", *words)
+
+
+def attnbench_(here: Path, *words: str) -> subprocess.CompletedProcess[str]:
     own = str(Path(attnbench.__file__).parents[1])
     return subprocess.run(
-        [sys.executable, "-m", "attnbench", "run", "-q", "-o", "run", *words],
+        [sys.executable, "-m", "attnbench", *words],
         cwd=here,
         env={**os.environ, "PYTHONPATH": f"{here / 'ours'}:{own}"},
         capture_output=True,
@@ -97,44 +102,44 @@ def rows(here: Path) -> dict[str, dict[str, str]]:
 def test_another_environment_is_measured_in_the_same_rounds(here: Path) -> None:
     python = interpreter(here / "python", here / "theirs")
     done = run(here, "suite.yaml", "--plugin", "new.py", "--against", f"python={python}")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "regressions: 2 slower" in done.stdout
+    again = attnbench_(here, "compare", "run")
+    assert again.returncode == 1
+    assert again.stdout in done.stdout
     _, found = results.load(here / "run")
     kernels = {result.cell.implementation: result for result in found}
     assert set(kernels) == {"kernel", "kernel-new", "kernel@base", "kernel-new@base"}
     ratio = paired(kernels["kernel"], kernels["kernel@base"])
     assert ratio is not None
-    assert 0.4 < ratio.location < 0.6
+    assert 1.6 < ratio.location < 2.4
 
 
 def test_another_plugin_file_brings_its_own_implementations(here: Path) -> None:
     done = run(here, "suite.yaml", "--plugin", "new.py", "--against", "plugin=old.py")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "1 only in base" in done.stdout
+    assert "1 only in new" in done.stdout
     assert set(rows(here)) == {"kernel", "kernel-new", "kernel@base", "kernel-old@base"}
     assert {row["status"] for row in rows(here).values()} == {"ok"}
 
 
 def test_each_side_is_judged_for_itself(here: Path) -> None:
     done = run(here, "suite.yaml", "--plugin", "new.py", "--against", "plugin=half.py")
-    assert done.returncode == 1
+    assert done.returncode == 0, done.stderr
+    assert "1 fixed" in done.stdout
     status = {name: row["status"] for name, row in rows(here).items()}
     assert status == {"kernel": "ok", "kernel-new": "ok", "kernel@base": "wrong"}
 
 
 def test_a_run_of_two_sides_is_resumed(here: Path) -> None:
-    words = ["--plugin", "new.py", "--against", "plugin=old.py"]
+    words = ["--plugin", "new.py", "--against", "plugin=same.py"]
     run(here, "suite.yaml", *words)
     journal = here / "run" / "journal.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:1]))
     (here / "run" / "results.csv").unlink()
-    resumed = subprocess.run(
-        [sys.executable, "-m", "attnbench", "run", "-q", "--resume", "run"],
-        cwd=here,
-        env={**os.environ, "PYTHONPATH": f"{here / 'ours'}:{Path(attnbench.__file__).parents[1]}"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = attnbench_(here, "run", "-q", "--resume", "run")
+    assert resumed.returncode in (0, 1), resumed.stderr
     assert {row["status"] for row in rows(here).values()} == {"ok"}
 
 

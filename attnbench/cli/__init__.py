@@ -125,16 +125,16 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
     compare = verbs.add_parser("compare", help="say what has become of each cell from one run to another")
-    for name in ("base", "new"):
-        compare.add_argument(
-            name, help="a run's folder, a CSV with its cells, or a glob in quotes of several runs"
-        )
+    compare.add_argument(
+        "base", help="a run's folder, a CSV with its cells, or a glob in quotes of several runs"
+    )
+    compare.add_argument("new", nargs="?", help="likewise; left out, the one run is one of `run --against`")
     compare.add_argument("--all", action="store_true", help="every cell, not only those that changed")
     compare.add_argument(
         "--format", choices=("table", "markdown", "csv", "json"), default="table", help="(default: table)"
     )
     compare.add_argument(
-        "--margin", metavar="SHARE", help="a change of time that counts as none (default: 3%%)"
+        "--margin", metavar="SHARE", help="a change of time that counts as none (default: 3%%, and 1%% of times taken in turns)"
     )
     compare.add_argument(
         "--fail-on",

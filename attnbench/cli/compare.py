@@ -6,13 +6,15 @@ import csv
 import gc
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from attnbench import compare, tables, units
+from attnbench import compare, results, tables, units
 from attnbench.cli import display
-from attnbench.compare import KINDS, MARGIN
+from attnbench.compare import INTERLEAVED_MARGIN, KINDS, MARGIN
 from attnbench.errors import UserError
 from attnbench.problem import suggestion
+from attnbench.records import Result, Run
 
 NONE = "none"
 DEFAULT = tuple(kind for kind in KINDS if kind != "accuracy")
@@ -22,9 +24,13 @@ DEFAULT = tuple(kind for kind in KINDS if kind != "accuracy")
 def main(arguments: argparse.Namespace) -> int:
     """Print what has changed; 1 where it is a regression. Raises `UserError`."""
     asked = _kinds(arguments.fail_on)
-    margin = _margin(arguments.margin)
+    margin = None if arguments.margin is None else _margin(arguments.margin)
     with _without_collector():
-        found = compare.compare(compare.side(arguments.base), compare.side(arguments.new), margin)
+        if arguments.new is None:
+            found = in_turns(*results.load(Path(arguments.base)), margin)
+        else:
+            sides = compare.side(arguments.base), compare.side(arguments.new)
+            found = compare.compare(*sides, MARGIN if margin is None else margin)
         kinds = asked if asked is not None else DEFAULT if found.comparable else ()
         if arguments.format == "csv":
             _write_csv(found, arguments.all)
@@ -52,9 +58,15 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _margin(text: str | None) -> float:
+def in_turns(run: Run, rows: Sequence[Result], margin: float | None = None) -> compare.Comparison:
+    """Of both sides of a run of `--against`. Raises `ResultsError` where it has but one."""
+    base, new, ratios = compare.split(run, rows)
+    return compare.compare(base, new, INTERLEAVED_MARGIN if margin is None else margin, ratios)
+
+
+def _margin(text: str) -> float:
     try:
-        return MARGIN if text is None else units.parse_share(text)
+        return units.parse_share(text)
     except UserError as error:
         error.message = f"--margin: {error.message}"
         raise

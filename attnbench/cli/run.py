@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from attnbench import header, lock, plan, results, runner, tables, units
-from attnbench.against import Against, ask, merged
-from attnbench.cli import INTERRUPTED, choose, display, parser
+from attnbench.against import SUFFIX, Against, ask, merged
+from attnbench.cli import INTERRUPTED, choose, compare, display, parser
 from attnbench.errors import ResultsError, UserError
 from attnbench.noise import GRADES
 from attnbench.records import Result, Run, Status
@@ -115,6 +115,12 @@ def main(arguments: argparse.Namespace) -> int:
             tables.markdown(table(rows, baseline=made.baseline)), encoding="utf-8"
         )
     print(display.tables_text(rows, by, head))
+    regressed = False
+    if against and not job.stopped:
+        compared = compare.in_turns(head, rows)
+        width, color = display.size()
+        print("\n" + tables.comparison_text(compared, compare.DEFAULT, width=width, color=color))
+        regressed = bool(compared.regressions(compare.DEFAULT))
     print(f"\n{folder}/results.csv", file=sys.stderr)
     if any(r.status is Status.NOT_RUN for r in rows):
         given = [word for plugin in arguments.plugin for word in ("--plugin", plugin)]
@@ -125,7 +131,8 @@ def main(arguments: argparse.Namespace) -> int:
         shutil.rmtree(folder / runner.CACHE, ignore_errors=True)
     if job.stopped == "interrupted":
         return INTERRUPTED
-    return _code(rows, arguments.strict)
+    ours = [row for row in rows if not row.cell.implementation.endswith(SUFFIX)]
+    return max(_code(ours, arguments.strict), int(regressed))
 
 
 def _time_budget(text: str | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from attnbench.compare.comparison import KINDS, Comparison, Group, compare
 from attnbench.compare.differences import Difference, differences
+from attnbench.compare.interleaved import split
 from attnbench.compare.pairs import Pair
 from attnbench.compare.sides import Side, side
 from attnbench.compare.verdicts import INTERLEAVED_MARGIN, MARGIN, Effect, Verdict, Way, judged
@@ -22,4 +23,5 @@ __all__ = [
     "differences",
     "judged",
     "side",
+    "split",
 ]

@@ -70,6 +70,8 @@ class Comparison:
     """Between the circumstances; where one of them is in `UNGATED`, nothing is a regression unless one asks."""
     pairs: tuple[Pair, ...]
     """Every cell, the worst first."""
+    in_turns: bool
+    """Whether times were taken in turns, on one machine: then what differs is what is asked about."""
     overall: Group | None
     groups: tuple[Group, ...]
     """By implementation; like `overall` only where cells are `ok` on both sides."""
@@ -81,7 +83,7 @@ class Comparison:
     @property
     def comparable(self) -> bool:
         """Whether a change of time can be the code's."""
-        return not any(difference.kind in UNGATED for difference in self.differences)
+        return self.in_turns or not any(difference.kind in UNGATED for difference in self.differences)
 
     def regressions(self, kinds: Collection[str]) -> int:
         """How many cells and implementations have regressed in one of `kinds`."""
@@ -124,6 +126,7 @@ def compare(
         margin=margin,
         differences=tuple(found),
         pairs=tuple(pairs),
+        in_turns=bool(turns),
         overall=groups[0] if groups else None,
         groups=tuple(groups[1:]),
     )
@@ -269,6 +272,11 @@ def _mean(pairs: Sequence[Pair], base: Side, new: Side) -> Effect:
     effects = [pair.effect for pair in pairs if pair.effect]
     if len(effects) == 1:
         return effects[0]
+    if all(effect.way is Way.TURNS and effect.ratio.degrees for effect in effects):
+        logs = [math.log(effect.ratio.location) for effect in effects]
+        halves = [(estimates.half_width(effect.ratio) or 0.0) / len(effects) for effect in effects]
+        degrees = min(effect.ratio.degrees or 0.0 for effect in effects)
+        return Effect(estimates.widened(statistics.fmean(logs), halves, degrees), Way.TURNS)
     if all(effect.way is Way.RUNS for effect in effects):
         sides = [_means([side.cells[pair.key] for pair in pairs]) for side in (new, base)]
         if all(len(means) >= LEAST_RUNS for means in sides):

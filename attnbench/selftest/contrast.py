@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from attnbench.estimates import CONFIDENCE
 from attnbench.records import Result
-from attnbench.tables.contests import paired
+from attnbench.turns import paired
 
 MISTAKE = 1e-3
 """How often a bound may fail a sound harness."""

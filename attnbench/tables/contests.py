@@ -5,17 +5,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnbench import estimates, noise
-from attnbench.estimates import LEAST_BLOCKS, Interval
+from attnbench import estimates
+from attnbench.estimates import Interval
 from attnbench.noise import GRADES
 from attnbench.records import Result, Status
 from attnbench.tables.axes import JOB_AXES
+from attnbench.turns import paired
 
 TOO_NOISY = 50.0
 """Half an interval in per cent of its location from which on the number says little."""
-LEAST_SHARE = 0.5
-"""Of the blocks of either side, to be in pairs: where one went on alone for long, the first rounds of a launch, which
-may be slower, would stand for all."""
 BEST, TIED, UNSURE = "*", "≈", "?"
 NOISY = GRADES[-1]
 """The grade of a time that is not trusted to win."""
@@ -55,22 +53,6 @@ def noisy(result: Result) -> bool:
     return result.timing is not None and result.timing.grade == NOISY
 
 
-def paired(result: Result, base: Result) -> Interval | None:
-    """Time of `result` over that of `base` from the rounds that both have.
-
-    None with fewer than five of them, or where they are less than half of the blocks of either.
-    """
-    ours, theirs = _values(result), _values(base)
-    common = sorted(ours.keys() & theirs.keys())
-    if len(common) < max(LEAST_BLOCKS, LEAST_SHARE * len(ours), LEAST_SHARE * len(theirs)):
-        return None
-    launches = sorted({launch for launch, _ in common})
-    one, other = (
-        [[side[key] for key in common if key[0] == launch] for launch in launches] for side in (ours, theirs)
-    )
-    return estimates.ratio(one, other)
-
-
 def combined(result: Result, base: Result) -> Interval:
     """Time of `result` over that of `base` from both medians.
 
@@ -86,13 +68,6 @@ def combined(result: Result, base: Result) -> Interval:
         return Interval(location=location, low=None, high=None)
     factor = math.exp(math.hypot(ours, theirs))
     return Interval(location=location, low=location / factor, high=location * factor)
-
-
-def _values(result: Result) -> dict[tuple[int, int], float]:
-    """Log medians of the blocks that count by launch and round."""
-    return {
-        (b.launch, b.round): estimates.block_value(b.seconds, b.flagged) for b in noise.counted(result.blocks)
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

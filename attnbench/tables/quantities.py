@@ -21,7 +21,6 @@ from attnbench.tables.contests import (
     combined,
     contest,
     of_time,
-    paired,
     uncertainty,
 )
 from attnbench.units import BYTE_RATE_UNITS, BYTE_UNITS, FLOP_RATE_UNITS, TIME_UNITS, number

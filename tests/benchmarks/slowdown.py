@@ -58,7 +58,7 @@ def attnbench(*words: str) -> None:
     done = subprocess.run([sys.executable, "-m", "attnbench", *words], capture_output=True, text=True)
     print(f"$ attnbench {' '.join(words)}  # {time.perf_counter() - start:.0f} s, exit code {done.returncode}")
     if words[0] == "compare" or "--against" in words:
-        print(done.stdout.partition("\nbase ")[2] and "base " + done.stdout.partition("\nbase ")[2] or done.stdout)
+        print(done.stdout[done.stdout.find("base  ") :])
     if done.returncode == 2:
         print(done.stderr)
 
