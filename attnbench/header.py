@@ -61,6 +61,7 @@ def make(
         versions=versions,
         owners={name: owner.plugin for name, owner in owners.items()},
         device_names=names,
+        approximations={n: text for n in used if (text := registry.implementations[n].approximation)},
     )
 
 

@@ -8,7 +8,7 @@ from attnbench.results.columns import COLUMNS, columns_markdown
 from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA
 from attnbench.results.folder import compatible, create, read_header, write_header
 from attnbench.results.journal import Journal, read_journal
-from attnbench.results.table import read_csv, read_results, row, write_csv
+from attnbench.results.table import csv_text, frame, read_csv, read_results, row, write_csv
 
 __all__ = [
     "COLUMNS",
@@ -19,6 +19,8 @@ __all__ = [
     "columns_markdown",
     "compatible",
     "create",
+    "csv_text",
+    "frame",
     "load",
     "read_csv",
     "read_header",
