@@ -4,6 +4,7 @@ from attnbench.tables.axes import AXES, axes
 from attnbench.tables.quantities import VIEWS, view
 from attnbench.tables.reasons import clean
 from attnbench.tables.rendering import LARGEST_GRID, markdown, text, wrapped
+from attnbench.tables.sheets import Sheet, sheet_markdown, sheet_text
 from attnbench.tables.summary import summary
 from attnbench.tables.table import Table, memory, table, timing
 
@@ -11,11 +12,14 @@ __all__ = [
     "AXES",
     "LARGEST_GRID",
     "VIEWS",
+    "Sheet",
     "Table",
     "axes",
     "clean",
     "markdown",
     "memory",
+    "sheet_markdown",
+    "sheet_text",
     "summary",
     "table",
     "text",
