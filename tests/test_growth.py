@@ -168,6 +168,14 @@ def test_wrong_answers_take_no_part() -> None:
     assert {one.implementation for one in found.extrapolations} == {"square"}
 
 
+def test_an_approximation_is_marked_wherever_it_is_named() -> None:
+    (one,), _ = growth.series(sweep("square", quadratic) + sweep("rough", linear))
+    told = "\n".join(map(tables.sheet_text, growth.sheets(growth.growth(one, (8192,), {"rough": "fewer keys"}))))
+
+    assert told.count("~rough") == told.count("rough") == 4
+    assert "~rough: an approximation: fewer keys" in told
+
+
 # ---------------------------------------------------------------- extrapolation
 
 
@@ -269,4 +277,4 @@ def test_times_without_intervals_are_fitted_too(tmp_path: Path, capsys: pytest.C
     results.write_csv(tmp_path, rows, header())
 
     assert main(["growth", str(tmp_path / "results.csv"), "--at", "8k"]) == 0
-    assert "noisy, or with no interval or too wide a one: a at 256, 512, 1024" in capsys.readouterr().out
+    assert "noisy, or with no interval or too wide a one: a at all lengths" in capsys.readouterr().out

@@ -74,6 +74,23 @@ def test_overlapping_intervals_are_a_tie_and_the_next_is_the_first_that_is_certa
     assert found.next[0].cell.implementation == "c"
 
 
+@pytest.mark.parametrize(
+    "vague", [ok(0.03, implementation="v", half=None), graded(ok(0.03, implementation="v"), "C")], ids=["bare", "noisy"]
+)
+def test_a_slower_time_that_is_not_known_well_is_named_as_unknown_and_is_not_the_next(vague: Result) -> None:
+    one = ranked(ok(0.01), vague, ok(0.05, implementation="b"))
+
+    assert (one.verdict, names(one.unknown)) == (Verdict.SURE, ["v"])
+    assert one.next is not None
+    assert one.next[0].cell.implementation == "b"
+    told = tables.sheet_text(winners.sheets(winners.rank(one.results, {}, Terms()))[0], width=200)
+    assert "sure; b takes 5.00 (4.90 to 5.10); unknown: v?" in told
+
+
+def test_without_another_time_that_is_known_well_nobody_is_sure_to_be_the_fastest() -> None:
+    assert ranked(ok(0.01), ok(0.03, implementation="v", half=None)).verdict is Verdict.UNSURE
+
+
 def test_paired_blocks_tell_apart_what_the_intervals_cannot() -> None:
     drifting = [0.010 * (1 + n / 10) for n in range(8)]
     one = ok(0.0135, implementation="a", half=0.3, blocks=rounds(*drifting))
@@ -101,6 +118,13 @@ def test_what_is_not_ok_is_never_ranked(status: Status) -> None:
 
     assert names(found.ranked) == ["a"]
     assert found.verdict is Verdict.ONLY
+
+
+def test_wrong_answers_are_named_below_the_table() -> None:
+    ranking = winners.rank([ok(0.01), bad(implementation="off-by-one", status=Status.WRONG), bad()], {}, Terms())
+
+    told = tables.sheet_text(winners.sheets(ranking)[0], width=200)
+    assert "never ranked: 1 wrong (off-by-one), 1 unsupported; `attnbench show` says why" in told
 
 
 def test_a_problem_that_nobody_solved_has_its_row_with_how_it_ended() -> None:

@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
             f"--at: {within[0]} is no extrapolation, lengths up to {longest} were measured",
             hint="`attnbench show` prints what was measured",
         )
-    found = [fits.growth(one, further) for one in series]
+    found = [fits.growth(one, further, run.approximations) for one in series]
     match arguments.format:
         case "json":
             print(json.dumps({"attnbench": __version__, "run": run.run_id, **fits.document(found)}, indent=1))

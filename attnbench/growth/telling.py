@@ -24,6 +24,8 @@ RECORD = (
 """Columns of `--format csv`: a record for each implementation of a series."""
 
 
+FARTHEST = 100.0
+"""Ends of an interval that are further apart than this factor are not worth a number in a table."""
 UNCLEAR = 0.5
 """The width of the interval of a share from which on the table does not name it."""
 
@@ -91,6 +93,7 @@ def document(found: Sequence[Growth]) -> dict[str, Any]:
                 "extrapolated": [asdict(one) for one in growth.extrapolations],
                 "too_few_lengths": dict(growth.unfitted),
                 "untrusted": dict(growth.untrusted),
+                "approximations": dict(growth.approximations),
             }
             for growth in found
         ]
@@ -128,9 +131,14 @@ def legend(found: Sequence[Growth]) -> Sheet:
     if any(growth.extrapolations for growth in found):
         lines.append(
             "extrapolated: the curve at that length, with the wider of its own interval and of the held-out error, "
-            "which grows with the distance; caches, memory limits and other kernels up there are not in it"
+            "which grows with the distance; unpredictable: that is wider than a factor of "
+            f"{FARTHEST:g}; caches, memory limits and other kernels up there are not in it"
         )
     return Sheet(title="How to read it", heads=(), rows=(), legend=tuple(lines))
+
+
+def _name(name: str, growth: Growth) -> str:
+    return "~" * (name in growth.approximations) + name
 
 
 def _signed(interval: Interval) -> str:
@@ -162,7 +170,7 @@ def _fits(growth: Growth) -> Sheet:
         space = growth.workspace.get(name)
         rows.append(
             (
-                name,
+                _name(name, growth),
                 *([_range(time.lengths)] * (not same)),
                 _signed(time.slope),
                 _signed(time.last),
@@ -173,11 +181,16 @@ def _fits(growth: Growth) -> Sheet:
             )
         )
     lines = []
-    if noisy := [f"{name} at {_range(there)}" for name, there in growth.untrusted.items()]:
+    noisy = [
+        f"{name} at {_range(there) if len(there) < len(growth.time[name].lengths) else 'all lengths'}"
+        for name, there in growth.untrusted.items()
+    ]
+    if noisy:
         lines.append(f"noisy, or with no interval or too wide a one: {'; '.join(noisy)}")
     if growth.unfitted:
         names = [f"{name} ({count})" for name, count in growth.unfitted.items()]
         lines.append(f"not fitted, right at too few lengths: {', '.join(names)}")
+    lines += [f"~{name}: an approximation: {what}" for name, what in growth.approximations.items()]
     common = [said(a, values[a]) for a in _AXES if values.get(a)]
     return Sheet(
         title=f"Growth over {axis}",
@@ -191,8 +204,8 @@ def _fits(growth: Growth) -> Sheet:
 def _crossings(growth: Growth) -> Sheet:
     rows = [
         (
-            c.below,
-            c.above,
+            _name(c.below, growth),
+            _name(c.above, growth),
             f"{c.at.length:.0f} ({c.at.low:.0f} to {c.at.high:.0f})",
             f"{c.at.between[0]:g} and {c.at.between[1]:g}",
         )
@@ -210,7 +223,7 @@ def _beyond(growth: Growth) -> Sheet:
     def row(one: Extrapolation) -> tuple[str, ...]:
         return (
             str(one.length),
-            one.implementation,
+            _name(one.implementation, growth),
             _span(one.time, TIME_UNITS),
             f"{one.held_out:+.0%}" if one.held_out is not None else "",
             _span(one.workspace, BYTE_UNITS) if one.workspace else "",
@@ -226,7 +239,9 @@ def _beyond(growth: Growth) -> Sheet:
 
 
 def _span(interval: Interval, units: tuple[tuple[str, float], ...]) -> str:
-    """`~742 (675 to 816) ms`."""
+    """`~742 (675 to 816) ms`; no number where that could be ten times too small or too large."""
+    if interval.low is not None and interval.high is not None and interval.high > FARTHEST * interval.low:
+        return "unpredictable"
     unit, size = fitting_unit([interval.location], units)
     location, low, high = (
         None if end is None else number(end / size)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
 
 from attnbench import estimates
 from attnbench.estimates import Crossing, Curve, Interval
@@ -103,9 +104,13 @@ class Growth:
     """Implementations that were right at too few lengths, with how many."""
     untrusted: Mapping[str, tuple[int, ...]]
     """Lengths at which a time has the worst grade, or no interval or too wide a one."""
+    approximations: Mapping[str, str]
+    """Those of the series that are no exact computation, with what they approximate."""
 
 
-def growth(series: Series, further: Sequence[int] = ()) -> Growth:
+def growth(
+    series: Series, further: Sequence[int] = (), approximations: Mapping[str, str] = MappingProxyType({})
+) -> Growth:
     """Everything about one series, extrapolated to what did not fit and to `further` lengths beyond its own."""
     right = {name: found for name in series.results if (found := series.right(name))}
     fitted = {name: found for name, found in right.items() if len(found) >= LEAST_LENGTHS}
@@ -135,6 +140,7 @@ def growth(series: Series, further: Sequence[int] = ()) -> Growth:
             for name, found in fitted.items()
             if (doubtful := tuple(n for n, result in found.items() if not trusted(result)))
         },
+        approximations={name: what for name, what in approximations.items() if name in right},
     )
 
 

@@ -232,7 +232,7 @@ def _run(rows: Sequence[Mapping[str, Any]]) -> Run:
     first = rows[0]
 
     def by(key: str, value: str) -> dict[str, str]:
-        return {r[key]: r[value] for r in rows if r[value]}
+        return {r[key]: r[value] for r in rows if r.get(value)}
 
     return Run(
         schema=SCHEMA,

@@ -14,7 +14,7 @@ from attnbench.winners.ranking import Contest, Ranking
 
 LENGTHS = ("seqlen_q", "seqlen_kv")
 ANSWER = (
-    *("implementation", "verdict", "tied", "median_s", "ci95_low_s", "ci95_high_s"),
+    *("implementation", "verdict", "tied", "unknown", "median_s", "ci95_low_s", "ci95_high_s"),
     *("workspace_bytes", "problem"),
 )
 _AS = (("head_dim_v", "head_dim"), ("kv_dtype", "dtype"))
@@ -56,6 +56,7 @@ def _entry(one: Contest) -> dict[str, Any]:
         "implementation": best.cell.implementation,
         "verdict": one.verdict.value,
         "tied": [result.cell.implementation for result in one.tied],
+        "unknown": [result.cell.implementation for result in one.unknown],
         "median_s": time.location,
         "ci95_low_s": time.low,
         "ci95_high_s": time.high,
@@ -96,7 +97,7 @@ def _json(entries: Sequence[Mapping[str, Any]], run_id: str) -> str:
 
 
 def _csv(entries: Sequence[Mapping[str, Any]], run_id: str) -> str:
-    rows = [{"run": run_id, **entry, "tied": " ".join(entry["tied"])} for entry in entries]
+    rows = [{"run": run_id, **entry, **{k: " ".join(entry[k]) for k in ("tied", "unknown")}} for entry in entries]
     return csv_text([*rows[0]], rows)
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from attnbench.estimates import geometric_mean
 from attnbench.records import Cell, Result, Status
 from attnbench.tables.axes import JOB_AXES
-from attnbench.tables.contests import Gap, contest, gap, trusted
+from attnbench.tables.contests import Gap, contest, gap, noisy, trusted
 from attnbench.units import bytes_text
 
 
@@ -21,7 +21,7 @@ class Verdict(StrEnum):
     ONLY = "only one"
     """No other one was ranked."""
     UNSURE = "unsure"
-    """Its time has no interval or too wide a one, or the worst grade."""
+    """Its time has no interval or too wide a one, or the worst grade; or the times of all others are of that kind."""
     NONE = "none"
     """Nobody was ranked."""
 
@@ -80,29 +80,41 @@ class Contest:
     def verdict(self) -> Verdict:
         if not self.ranked:
             return Verdict.NONE
-        if not trusted(self.ranked[0]):
+        if not trusted(self.ranked[0]) or (self.gaps and len(self.unknown) == len(self.gaps)):
             return Verdict.UNSURE
         if not self.gaps:
             return Verdict.ONLY
-        return Verdict.TIED if any(one.tied for one in self.gaps) else Verdict.SURE
+        return Verdict.TIED if self.tied else Verdict.SURE
 
     @property
     def tied(self) -> tuple[Result, ...]:
         """Those that cannot be told apart from the best."""
-        return tuple(r for r, behind in zip(self.ranked[1:], self.gaps, strict=True) if behind.tied)
+        return tuple(r for r, behind in self._behind if behind.tied)
+
+    @property
+    def unknown(self) -> tuple[Result, ...]:
+        """Those that were slower, but whose times have no interval or the worst grade: they may be faster."""
+        return tuple(r for r, behind in self._behind if not behind.tied and _vague(r))
 
     @property
     def next(self) -> tuple[Result, Gap] | None:
         """The first that is certainly slower."""
-        behind = zip(self.ranked[1:], self.gaps, strict=True)
-        return next((pair for pair in behind if not pair[1].tied), None)
+        return next(((r, behind) for r, behind in self._behind if not behind.tied and not _vague(r)), None)
+
+    @property
+    def _behind(self) -> Iterator[tuple[Result, Gap]]:
+        return zip(self.ranked[1:], self.gaps, strict=True)
 
     @property
     def losses(self) -> Iterator[tuple[Result, float]]:
         """How many times as long as the best each one took, at least 1."""
         yield from ((r, 1.0) for r in self.ranked[:1])
-        for result, behind in zip(self.ranked[1:], self.gaps, strict=True):
-            yield result, max(1.0, behind.ratio.location)
+        yield from ((result, max(1.0, behind.ratio.location)) for result, behind in self._behind)
+
+
+def _vague(result: Result) -> bool:
+    """Whether a time is not even certain to be long."""
+    return result.timing is None or result.timing.ci95_low_s is None or noisy(result)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,22 @@
 """A ranking as tables to read, as records of a CSV, and as a document."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from attnbench.estimates import Interval
 from attnbench.records import Result, Status
 from attnbench.tables import Sheet
 from attnbench.tables.axes import JOB_AXES, Label, Layout, layout, said, values_of
-from attnbench.tables.contests import of_time, trusted, uncertainty
+from attnbench.tables.contests import noisy, of_time, trusted, uncertainty
+from attnbench.tables.reasons import ANSWERS
 from attnbench.units import bytes_text, number, seconds_text
 from attnbench.winners.ranking import Contest, Ranking, Regret, Verdict, ends, regrets
 
 RECORD = (
     *("problem", *JOB_AXES, "fastest", "verdict", "median_s", "ci95_low_s", "ci95_high_s", "workspace_bytes"),
-    *("tied", "next", "ratio", "ratio_low", "ratio_high", "reason"),
+    *("tied", "unknown", "next", "ratio", "ratio_low", "ratio_high", "reason"),
 )
 """Columns of `--format csv`."""
 MOST_NAMES = 4
@@ -36,7 +37,7 @@ def _record(one: Contest) -> dict[str, object]:
         "ci95_low_s": time.low if time else None,
         "ci95_high_s": time.high if time else None,
         "workspace_bytes": best.memory.workspace_bytes if best and best.memory else None,
-        "tied": " ".join(result.cell.implementation for result in one.tied),
+        **{name: " ".join(found) for name, found in _beside(one).items()},
         "next": behind[0].cell.implementation if behind else None,
         "ratio": ratio.location if ratio else None,
         "ratio_low": ratio.low if ratio else None,
@@ -45,13 +46,19 @@ def _record(one: Contest) -> dict[str, object]:
     }
 
 
+def _beside(one: Contest) -> dict[str, list[str]]:
+    groups = {"tied": one.tied, "unknown": one.unknown}
+    return {name: [result.cell.implementation for result in found] for name, found in groups.items()}
+
+
 def records(ranking: Ranking) -> list[dict[str, object]]:
     """A record a problem, with the keys of `RECORD`; None where there is nothing to say."""
     return [_record(one) for one in ranking.contests]
 
 
 def _regret(regret: Regret) -> dict[str, object]:
-    return {**asdict(regret), "worst_at": regret.worst_at.cell.problem}
+    plain = {field.name: getattr(regret, field.name) for field in fields(regret)}
+    return {**plain, "worst_at": regret.worst_at.cell.problem}
 
 
 def document(ranking: Ranking) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def document(ranking: Ranking) -> dict[str, Any]:
     return {
         "terms": asdict(ranking.terms),
         "problems": [
-            {**record, "tied": [result.cell.implementation for result in one.tied]}
+            {**record, **_beside(one)}
             for one, record in zip(ranking.contests, records(ranking), strict=True)
         ],
         "regret": [
@@ -117,10 +124,8 @@ def _winners(ranking: Ranking, place: Layout, labels: Sequence[Label], common: L
             )
         )
     heads = (*place.rows, "fastest", "time", "workspace", "how sure")
-    title = "The fastest right implementation of each problem"
-    wishes = _wishes(ranking)
     return Sheet(
-        title=f"{title} {wishes}" if wishes else title,
+        title=", ".join(["The fastest right implementation of each problem", *_wishes(ranking)]),
         common=common,
         heads=heads,
         rows=tuple(rows),
@@ -129,12 +134,12 @@ def _winners(ranking: Ranking, place: Layout, labels: Sequence[Label], common: L
     )
 
 
-def _wishes(ranking: Ranking) -> str:
+def _wishes(ranking: Ranking) -> Iterator[str]:
     terms = ranking.terms
-    told = ["that is deterministic"] * terms.deterministic
+    yield from ["deterministic ones only"] * terms.deterministic
     if terms.max_workspace is not None:
-        told.append(f"with at most {bytes_text(terms.max_workspace)} of workspace")
-    return " and ".join([*told, *["approximations too"] * terms.approximate])
+        yield f"with at most {bytes_text(terms.max_workspace)} of workspace"
+    yield from ["approximations too"] * terms.approximate
 
 
 def _name(result: Result, ranking: Ranking) -> str:
@@ -156,7 +161,8 @@ def ratio_text(ratio: Interval) -> str:
 
 def _named(one: Contest) -> list[Result]:
     """Whose names stand beside a problem."""
-    return [*one.ranked[:1], *one.tied[:MOST_NAMES], *([one.next[0]] if one.next else [])]
+    behind = [one.next[0]] if one.next else []
+    return [*one.ranked[:1], *one.tied[:MOST_NAMES], *behind, *one.unknown[:MOST_NAMES]]
 
 
 def _doubt(one: Contest) -> str:
@@ -167,24 +173,29 @@ def _doubt(one: Contest) -> str:
             told = [ends(one), f"{right} left out" if right else ""]
             return ", ".join(filter(None, told))
         case Verdict.UNSURE if (best := one.best) and best.timing:
+            if trusted(best):
+                return "no other time can be trusted"
             if best.timing.ci95_low_s is None:
                 return "too few blocks for an interval"
-            noise = best.timing.noise or "too wide an interval"
-            return f"grade {best.timing.grade}: {noise}" if best.timing.grade else noise
+            return f"grade {best.timing.grade}" if noisy(best) else "too wide an interval"
         case _:
             return ""
 
 
 def _sureness(one: Contest, ranking: Ranking) -> str:
+    def listed(found: Sequence[Result]) -> str:
+        more = f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
+        return ", ".join(_name(result, ranking) for result in found[:MOST_NAMES]) + more
+
     parts = [": ".join(filter(None, [one.verdict.value, _doubt(one)]))]
     if one.tied:
-        names = [_name(result, ranking) for result in one.tied]
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        tied = f"tied with {', '.join(names[:MOST_NAMES])}{more}"
+        tied = f"tied with {listed(one.tied)}"
         parts = [tied] if one.verdict is Verdict.TIED else [*parts, tied]
     if one.next:
         result, behind = one.next
         parts.append(f"{_name(result, ranking)} takes {ratio_text(behind.ratio)}")
+    if one.unknown:
+        parts.append(f"unknown: {listed(one.unknown)}")
     return "; ".join(parts)
 
 
@@ -197,7 +208,9 @@ def _legend(ranking: Ranking) -> list[str]:
     if ways := dict.fromkeys(gap.way for one in contests for gap in one.gaps if gap.tied):
         lines.append(f"tied: cannot be told apart from it: {', or '.join(ways)}")
     if Verdict.UNSURE in verdicts:
-        lines.append("unsure: the least time, but too uncertain or noisy to call it the fastest")
+        lines.append("unsure: the least time, but it, or all others, are too uncertain or noisy to call it the fastest")
+    if any(one.unknown for one in contests):
+        lines.append("unknown: slower, but without an interval or noisy, so that they may be faster")
     if not all(trusted(r) for one in contests for r in _named(one)):
         lines.append("name?: its own time is noisy (grade C), or has no interval or too wide a one")
     if Verdict.ONLY in verdicts:
@@ -210,15 +223,25 @@ def _legend(ranking: Ranking) -> list[str]:
             counts[result.cell.implementation] += 1
         names = ", ".join(f"{name} ({count})" for name, count in counts.items())
         lines.append(f"left out, {why}: {names}")
-    lost = [r for one in contests for r in one.results if r.status is not Status.OK]
-    statuses = [f"{sum(r.status is s for r in lost)} {s}" for s in Status if any(r.status is s for r in lost)]
-    if statuses:
-        lines.append(f"never ranked: {', '.join(statuses)}; `attnbench show` says why")
+    lost: dict[Status, list[str]] = defaultdict(list)
+    for result in (r for one in contests for r in one.results if r.status is not Status.OK):
+        lost[result.status].append(result.cell.implementation)
+    if lost:
+        told = [f"{len(lost[s])} {s}{_who(s, lost[s])}" for s in Status if s in lost]
+        lines.append(f"never ranked: {', '.join(told)}; `attnbench show` says why")
     return lines
+
+
+def _who(status: Status, names: Sequence[str]) -> str:
+    """Whom an end befell that is not one of the machine or of the run."""
+    once = [*dict.fromkeys(names)] if status not in (*ANSWERS, Status.NOT_RUN) else []
+    more = " and more" * (len(once) > MOST_NAMES)
+    return f" ({', '.join(once[:MOST_NAMES])}{more})" if once else ""
 
 
 def _regrets(contests: Sequence[Contest], job: Label, place: Layout, labels: Mapping[int, Label]) -> Sheet:
     found = regrets(contests)
+    doubt = any(regret.untrusted for regret in found)
     named = [(axis, at) for at, axis in enumerate(place.rows) if axis not in JOB_AXES or not job]
     rows = []
     for regret in found:
@@ -232,7 +255,7 @@ def _regrets(contests: Sequence[Contest], job: Label, place: Layout, labels: Map
                 f"{regret.won / regret.problems:.0%}",
                 number(regret.mean),
                 number(regret.worst),
-                *([str(regret.untrusted or "")] * any(r.untrusted for r in found)),
+                *[str(regret.untrusted or "")] * doubt,
                 where if regret.worst > 1 else "",
             )
         )
@@ -242,25 +265,23 @@ def _regrets(contests: Sequence[Contest], job: Label, place: Layout, labels: Map
         "or tied: won, or could not be told apart from the best",
         "mean, worst: its time over the best's, geometric mean and maximum where it was ranked",
     ]
-    if found and found[0].ranked == found[0].problems:
-        all_of_them = found[0]
+    if found and (first := found[0]).ranked == first.problems:
         lines.append(
-            f"one for all: {all_of_them.implementation}, {number(all_of_them.mean)} times the best's time "
-            f"in the mean, {number(all_of_them.worst)} times at worst"
+            f"one for all: {first.implementation}, {number(first.mean)} times the best's time in the mean, "
+            f"{number(first.worst)} times at worst"
         )
     elif found:
         lines.append("one for all: none was ranked for every problem")
-    if any(regret.untrusted for regret in found):
+    if doubt:
         lines.append("noisy: its times with the worst grade, or with no interval or too wide a one")
     if unsure:
         lines.append(
             f"left out: {unsure} {'problem' if unsure == 1 else 'problems'} whose least time is unsure"
         )
-    noisy = ["noisy"] * any(regret.untrusted for regret in found)
     return Sheet(
         title="What it costs to take one implementation for all problems",
         common=job,
-        heads=("implementation", "problems", "won", "or tied", "mean", "worst", *noisy, "worst at"),
+        heads=("implementation", "problems", "won", "or tied", "mean", "worst", *["noisy"] * doubt, "worst at"),
         rows=tuple(rows),
         legend=tuple(lines),
     )
