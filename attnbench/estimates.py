@@ -6,10 +6,11 @@ log values of one implementation's blocks. Intervals are two-sided, at 95 %, bui
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
+from typing import Any
 
 CONFIDENCE = 0.95
 TRIM = 0.2
@@ -208,3 +209,169 @@ def _t(degrees: float) -> float:
     from scipy.special import stdtrit  # slow to import, and `attnbench plan` needs no quantile
 
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+
+
+# ---------------------------------------------------------------- growth over a length
+
+DRAWS = 1000
+"""Curves that are as likely as the fitted one; intervals are their percentiles."""
+_TERMS = ((1, 2), (0, 2), (0, 1), (0, 1, 2), (2,), (1,), (0,))
+"""Powers of the length that a curve may have; of sets that fit equally well the first is taken."""
+
+
+def slope(lengths: Sequence[float], values: Sequence[Interval]) -> Interval:
+    """The exponent b of values that grow as length ** b: least squares on log scales.
+
+    Its interval is the wider of two: Student's over the residuals, from three lengths on, which also holds how far
+    the values are from one power; and what the intervals of the values come to as independent ones. Raises ValueError with
+    fewer than two different lengths, or where a number is not above zero.
+    """
+    x = [math.log(length) for length in lengths]
+    y = [math.log(value.location) for value in values]
+    center = math.fsum(x) / len(x)
+    squares = math.fsum((one - center) ** 2 for one in x)
+    if not squares:
+        raise ValueError("a slope needs two different lengths")
+    pulls = [(one - center) / squares for one in x]
+    exponent = math.fsum(pull * one for pull, one in zip(pulls, y, strict=True))
+    halves = [half for value in values if (half := half_width(value)) is not None]
+    ends = []
+    if len(halves) == len(values):
+        ends.append(math.hypot(*(pull * half for pull, half in zip(pulls, halves, strict=True))))
+    if degrees := len(x) - 2:
+        middle = math.fsum(y) / len(y)
+        missed = math.fsum((b - middle - exponent * (a - center)) ** 2 for a, b in zip(x, y, strict=True))
+        ends.append(_t(degrees) * math.sqrt(missed / degrees / squares))
+    if not ends:
+        return Interval(location=exponent, low=None, high=None)
+    return Interval(location=exponent, low=exponent - max(ends), high=exponent + max(ends))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """`a + b n + c n^2` over a length n, with a, b and c of zero or more."""
+
+    parts: tuple[float, float, float]
+    alike: tuple[tuple[float, float, float], ...]
+    """Parts of curves fitted to values that could have been measured as well; none where no spread is known."""
+
+    def at(self, length: float) -> Interval:
+        """The curve at a length, with the interval that 95 % of those alike lie in."""
+        return self._interval(lambda parts: _sum(parts, length))
+
+    def share(self, power: int, length: float) -> Interval:
+        """Which share of the curve's value the term of a power (0, 1 or 2) has at a length."""
+        return self._interval(lambda parts: parts[power] * length**power / _sum(parts, length))
+
+    def _interval(self, of: Callable[[tuple[float, float, float]], float]) -> Interval:
+        location = of(self.parts)
+        if not self.alike:
+            return Interval(location=location, low=None, high=None)
+        found, tail = [of(parts) for parts in self.alike], 50 * (1 - CONFIDENCE)
+        low, high = percentile(found, tail), percentile(found, 100 - tail)
+        return Interval(location=location, low=min(low, location), high=max(high, location))
+
+
+def curve(lengths: Sequence[float], values: Sequence[Interval]) -> Curve:
+    """The curve through values of two lengths or more: least squares of relative errors, no part negative.
+
+    It has two terms, and all three from four lengths on. Curves alike go through values drawn, with a fixed seed, as
+    wide as their intervals, or as the residuals where these are wider. Raises ValueError with fewer than two different
+    lengths, or where a number is not above zero.
+    """
+    import numpy as np
+
+    n = np.asarray(lengths, dtype=float)
+    y = np.asarray([value.location for value in values], dtype=float)
+    if len(set(lengths)) < 2 or min(*n, *y) <= 0:
+        raise ValueError("a curve needs values above zero at two different lengths")
+    most = 3 if len(n) > 3 else 2
+    scaled = (n / n.max())[:, None] ** np.arange(3) / y[
+        :, None
+    ]  # [lengths, terms], so that errors are relative
+    solvers = [
+        (list(terms), np.linalg.pinv(scaled[:, terms])) for terms in map(list, _TERMS) if len(terms) <= most
+    ]
+
+    def fitted(targets: Any) -> tuple[Any, Any]:  # [draws, lengths], relative to y -> [draws, 3], [draws]
+        best = np.full(len(targets), np.inf)
+        parts = np.zeros((len(targets), 3))
+        for terms, solver in solvers:
+            found = targets @ solver.T  # [draws, terms]
+            missed = ((found @ scaled[:, terms].T - targets) ** 2).sum(1)
+            better = (found >= 0).all(1) & (missed < best - 1e-12)
+            best[better] = missed[better]
+            parts[better] = 0.0
+            parts[np.ix_(better, terms)] = found[better]
+        return parts, best
+
+    (parts,), (missed,) = fitted(np.ones((1, len(n))))
+    degrees = len(n) - np.count_nonzero(parts)
+    residual = math.sqrt(missed / degrees) if degrees > 0 else 0.0
+    known = [
+        (half_width(value) or 0.0) / statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2) for value in values
+    ]
+    spread = np.maximum(known, residual)
+    scale = n.max() ** -np.arange(3.0)
+    alike = []
+    if spread.any():
+        noise = np.random.default_rng(0).normal(0, 1, (DRAWS, len(n))) * spread
+        alike = [(a, b, c) for a, b, c in (fitted(np.exp(noise))[0] * scale).tolist()]
+    a, b, c = (parts * scale).tolist()
+    return Curve(parts=(a, b, c), alike=tuple(alike))
+
+
+def _sum(parts: tuple[float, float, float], length: float) -> float:
+    return parts[0] + parts[1] * length + parts[2] * length**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """Where a ratio over a length goes through 1, with the interval; both ends lie between two lengths."""
+
+    length: float
+    low: float
+    high: float
+    between: tuple[float, float]
+    """The lengths on either side at which the ratio certainly is not 1."""
+    rising: bool
+
+
+def crossings(lengths: Sequence[float], ratios: Sequence[Interval]) -> list[Crossing]:
+    """Every change from certainly below 1 to certainly above, or back, over ascending lengths.
+
+    Between lengths, the ratio and the ends of its interval are taken to be straight lines on log scales. The
+    crossing's interval is where that of the ratio holds 1. A ratio without an interval is never certain.
+    """
+    sure = [
+        (place, ratio.low > 1)
+        for place, ratio in enumerate(ratios)
+        if ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
+    ]
+    x = [math.log(length) for length in lengths]
+
+    def zero(places: Sequence[int], end: Callable[[Interval], float | None]) -> float:
+        """Where the first line that changes its sign along `places` is zero."""
+        heights = [math.log(end(ratios[p]) or ratios[p].location) for p in places]
+        for (p, one), (q, other) in pairwise(zip(places, heights, strict=True)):
+            if one * other <= 0:
+                return math.exp(x[p] + (x[q] - x[p]) * (one / (one - other) if one != other else 0.0))
+        raise AssertionError("both ends are certain, and differ")
+
+    found = []
+    for (start, above), (stop, rising) in pairwise(sure):
+        if rising != above:
+            there = range(start, stop + 1)
+            early, late = (lambda r: r.high), (lambda r: r.low)
+            if not rising:
+                early, late = late, early
+            found.append(
+                Crossing(
+                    length=zero(there, lambda r: r.location),
+                    low=zero(there, early),
+                    high=zero(there[::-1], late),
+                    between=(lengths[start], lengths[stop]),
+                    rising=rising,
+                )
+            )
+    return found

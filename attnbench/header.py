@@ -65,6 +65,7 @@ def make(
         versions={**versions, **(base.versions if base else {})},
         owners={**{name: owner.plugin for name, owner in owners.items()}, **(base.owners if base else {})},
         device_names=names,
+        approximations={n: text for n in used if (text := registry.implementations[n].approximation)},
     )
 
 

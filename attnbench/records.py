@@ -235,6 +235,8 @@ class Run:
     """Implementation -> plugin."""
     device_names: Mapping[str, str] = field(default_factory=dict)
     """Device -> the model's name."""
+    approximations: Mapping[str, str] = field(default_factory=dict)
+    """Implementation -> what it approximates, in words; exact ones are not named."""
 
 
 def result_to_json(result: Result) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from attnbench.runner import Progress
 
 BAD = sorted((Path(__file__).parent / "bad_suites").glob("*.yaml"))
 QUICK = Path(__file__).parent.parent / "suites" / "quick.yaml"
+STORED = Path(__file__).parent.parent / "results" / "quick-20261121-113454"
 PROBLEM = "batch=1 seqlen=16 heads=2 head_dim=8 dtype=float32 mask=full"
 
 PLUGIN = """
@@ -57,7 +58,7 @@ def record(name, attend, **more):
 @hookimpl
 def attnbench_implementations():
     yield record("mine-good", fused)
-    yield record("mine-half", lambda inputs: fused(inputs) / 2)
+    yield record("mine-half", lambda inputs: fused(inputs) / 2, approximation="half of each value")
     yield record("mine-lost", fused, requires=("no-such-distribution",))
 """
 SUITE = """
@@ -169,6 +170,9 @@ print(*sorted({"torch", "numpy", "pandas", "scipy", "yaml", "rich"} & set(sys.mo
         (["plan", "quick", "--device", "cuda"], {"torch", "pandas", "scipy", "rich"}),
         (["list"], {"torch", "pandas", "scipy", "rich"}),
         (["schema"], {"torch", "pandas", "scipy", "rich"}),
+        (["best", str(STORED)], {"torch", "pandas", "scipy"}),
+        (["growth", str(STORED)], {"torch", "pandas"}),
+        (["export", str(STORED), "--format", "json"], {"torch", "pandas", "scipy"}),
     ],
 )
 def test_what_need_not_be_imported_is_not(words: list[str], absent: set[str]) -> None:
@@ -192,7 +196,8 @@ def test_help_is_there_in_less_than_three_tenths_of_a_second(tmp_path: Path) -> 
 
 
 def test_every_verb_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("run", "plan", "show", "compare", "list", "check", "schema"):
+    verbs = ("run", "plan", "show", "compare", "best", "growth", "export", "list", "check", "schema")
+    for verb in verbs:
         with pytest.raises(SystemExit) as ended:
             main([verb, "--help"])
         assert ended.value.code == 0
@@ -512,6 +517,13 @@ def test_a_header_tells_neither_where_nor_on_whose_machine_it_was_made(runs: Run
     for secret in (socket.gethostname(), str(Path.home()), str(runs.here), str(runs.here.parent)):
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text), secret
     assert not re.findall(r"(?<![\w.~>/-])/[\w.-]+/[\w./-]*", text)
+
+
+def test_what_is_approximated_stands_in_the_header_and_in_every_row(runs: Runs) -> None:
+    told = {"mine-half": "half of each value"}
+    assert json.loads((runs.here / "full" / "run.json").read_text())["approximations"] == told
+    found = {(row["implementation"], row["approximation"]) for row in rows(runs.here / "full")}
+    assert found == {("mine-good", ""), ("mine-lost", ""), *told.items()}
 
 
 @pytest.mark.parametrize(

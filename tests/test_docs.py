@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import doctest
 import fnmatch
 import importlib
 import json
@@ -28,6 +29,7 @@ from attnbench import (
     tables,
     units,
     verify,
+    winners,
 )
 from attnbench.cli import BAD_INPUT, INTERRUPTED, choose, display, main, parser
 from attnbench.records import Status
@@ -156,6 +158,42 @@ def test_commands_are_understood_and_choose_something(folder: Path, command: str
         assert fnmatch.filter(names, pattern), f"{pattern} runs nothing"
     if arguments.plugin:
         assert any(registry.owners[name].owner.source in arguments.plugin for name in names)
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        found
+        for page in PAGES.values()
+        for found in re.findall(
+            r"^<!-- output -->\n```sh\n([^\n]*)\n```\n\n```text\n(.*?)^```$", page, re.DOTALL | re.MULTILINE
+        )
+    ],
+)
+def test_output_is_what_the_command_prints(
+    command: str, output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out == output
+
+
+def test_the_dispatch_table_answers_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = PAGES["docs/choosing.md"]
+    (command,) = re.findall(r"`attnbench (best .*--emit python) > dispatch\.py`", page)
+    monkeypatch.chdir(ROOT)
+    assert main(command.split()) == 0
+    (tmp_path / "dispatch.py").write_text(capsys.readouterr().out)
+    monkeypatch.syspath_prepend(tmp_path)
+    (session,) = blocks("docs/choosing.md", "pycon")
+    parsed = doctest.DocTestParser().get_doctest(session, {}, "docs/choosing.md", None, 0)
+    assert doctest.DocTestRunner().run(parsed) == (0, 5)
+
+
+def test_every_verdict_is_explained_and_no_other() -> None:
+    assert [row[0] for row in rows("docs/choosing.md", "verdict")] == [f"`{v}`" for v in winners.Verdict]
 
 
 def test_the_first_command_installs_and_runs_and_another_one_tests() -> None:

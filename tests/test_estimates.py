@@ -13,6 +13,8 @@ from attnbench.estimates import (
     Interval,
     beyond,
     block_value,
+    crossings,
+    curve,
     geometric_mean,
     half_of,
     half_width,
@@ -22,6 +24,7 @@ from attnbench.estimates import (
     mean,
     percentile,
     ratio,
+    slope,
     welch,
     widened,
 )
@@ -315,3 +318,131 @@ def test_importing_estimates_does_not_import_scipy() -> None:
     code = "import sys, attnbench.estimates; sys.exit('scipy' in sys.modules or 'torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------- growth over a length
+
+LENGTHS = (128.0, 256.0, 512.0, 1024.0, 2048.0)
+
+
+def exact(value: float) -> Interval:
+    return Interval(location=value, low=None, high=None)
+
+
+def within(value: float, half: float) -> Interval:
+    """An interval of `half` to each side on the log scale."""
+    return Interval(location=value, low=value * math.exp(-half), high=value * math.exp(half))
+
+
+def measured(rng: np.random.Generator, truths: list[float], sd: float) -> list[Interval]:
+    """Each truth with normal noise on the log scale, and the 95 % interval that an honest measurement would state."""
+    return [within(truth * math.exp(rng.normal(0, sd)), 1.96 * sd) for truth in truths]
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, 2.5])
+def test_the_slope_of_a_power_is_its_exponent(exponent: float) -> None:
+    found = slope(LENGTHS, [within(3e-9 * n**exponent, 0.01) for n in LENGTHS])
+
+    assert found.location == pytest.approx(exponent, abs=1e-12)
+    assert holds(found, exponent)
+
+
+def test_the_interval_of_a_slope_holds_the_exponent_in_95_percent_of_measurements() -> None:
+    rng = np.random.default_rng(11)
+    truths = [2e-9 * n**1.7 for n in LENGTHS]
+    found = [slope(LENGTHS, measured(rng, truths, 0.02)) for _ in range(RUNS)]
+
+    assert sum(holds(one, 1.7) for one in found) >= least(0.95)
+
+
+def test_two_lengths_without_intervals_have_a_slope_and_no_interval() -> None:
+    found = slope([512, 1024], [exact(1.0), exact(4.0)])
+
+    assert found == Interval(location=pytest.approx(2.0, rel=1e-12), low=None, high=None)
+
+
+def test_a_bend_widens_the_interval_of_a_slope() -> None:
+    straight = slope(LENGTHS, [within(n**1.5, 0.001) for n in LENGTHS])
+    bent = slope(LENGTHS, [within(n + n**2 / 512, 0.001) for n in LENGTHS])
+
+    assert (bent.high or 0) - (bent.low or 0) > 10 * ((straight.high or 0) - (straight.low or 0))
+
+
+@pytest.mark.parametrize("lengths", [[512], [512, 512]])
+def test_one_length_has_neither_slope_nor_curve(lengths: list[float]) -> None:
+    for fit in (slope, curve):
+        with pytest.raises(ValueError, match="two different lengths"):
+            fit(lengths, [within(1.0, 0.01)] * len(lengths))
+
+
+def test_a_curve_finds_the_parts_it_is_made_of() -> None:
+    parts = (2e-5, 3e-8, 1e-10)
+    found = curve(LENGTHS, [within(sum(p * n**k for k, p in enumerate(parts)), 0.001) for n in LENGTHS])
+
+    assert found.parts == pytest.approx(parts, rel=1e-6)
+    total = sum(p * 2048.0**k for k, p in enumerate(parts))
+    for power, part in enumerate(parts):
+        assert found.share(power, 2048).location == pytest.approx(part * 2048.0**power / total, rel=1e-6)
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_a_curve_of_one_part_has_no_other(power: int) -> None:
+    found = curve(LENGTHS, [exact(7.0 * n**power) for n in LENGTHS])
+
+    assert found.share(power, 2048).location == pytest.approx(1.0)
+
+
+def test_no_part_of_a_curve_is_negative_even_where_the_values_grow_faster_than_quadratic() -> None:
+    found = curve(LENGTHS, [within(n**3, 0.05) for n in LENGTHS])
+
+    assert all(part >= 0 for parts in (found.parts, *found.alike) for part in parts)
+
+
+def test_the_interval_of_a_curve_holds_the_truth_at_a_length_that_was_not_measured() -> None:
+    rng = np.random.default_rng(12)
+    truths, runs = [1e-5 + 2e-8 * n + 1e-10 * n**2 for n in LENGTHS], 200
+    there = 1e-5 + 2e-8 * 8192 + 1e-10 * 8192**2
+    found = [curve(LENGTHS, measured(rng, truths, 0.02)).at(8192) for _ in range(runs)]
+
+    assert sum(holds(one, there) for one in found) >= int(binom.ppf(MISTAKE, runs, 0.95))
+
+
+def test_a_ratio_crosses_where_its_line_on_log_scales_does() -> None:
+    (found,) = crossings([100, 400], [within(0.5, 0.1), within(2.0, 0.1)])
+
+    assert found.length == pytest.approx(200)
+    assert found.low < 200 < found.high
+    assert found.low * found.high == pytest.approx(200**2)
+    assert (found.between, found.rising) == ((100, 400), True)
+
+
+def test_what_is_not_certain_on_both_sides_is_no_crossing() -> None:
+    sure, tied = within(0.5, 0.1), within(1.02, 0.1)
+
+    assert crossings([100, 400], [sure, tied]) == []
+    assert crossings([100, 400], [sure, exact(2.0)]) == []
+    assert crossings([100, 400], [sure, sure]) == []
+
+
+def test_a_tie_between_two_certain_lengths_widens_the_crossing() -> None:
+    (found,) = crossings([100, 200, 400], [within(2.0, 0.1), within(1.0, 0.2), within(0.5, 0.1)])
+
+    assert found.length == pytest.approx(200)
+    assert 100 < found.low < 200 < found.high < 400
+    assert (found.between, found.rising) == ((100, 400), False)
+
+
+def test_a_ratio_may_cross_there_and_back() -> None:
+    found = crossings([1, 2, 4], [within(0.5, 0.1), within(2.0, 0.1), within(0.5, 0.1)])
+
+    assert [one.rising for one in found] == [True, False]
+
+
+def test_the_interval_of_a_crossing_holds_the_true_one_in_95_percent_of_measurements() -> None:
+    rng = np.random.default_rng(13)
+    lengths = [128.0, 256.0, 512.0]
+    truths = [(n / 230) ** 0.8 for n in lengths]
+    found = [crossings(lengths, measured(rng, truths, 0.03)) for _ in range(RUNS)]
+
+    assert all(len(several) == 1 for several in found)
+    assert sum(one.low <= 230 <= one.high for (one,) in found) >= least(0.95)

@@ -68,6 +68,7 @@ def run(**changes: Any) -> Run:
         versions={"torch-sdpa": "torch 2.13.0"},
         owners={"torch-sdpa": "torch"},
         device_names={"cpu": "X"},
+        approximations={"rough": "every other key is left out"},
     )
     return dataclasses.replace(plain, **changes)
 
@@ -111,7 +112,8 @@ def test_columns_keep_their_order_and_new_ones_come_last() -> None:
         "yardstick_row yardstick_rms checked_share kernel repro "
         "host_enqueue_s end_to_end_s device_delta_bytes "
         "grade noise drift cache_method floor_s sm_clock_hz power_w temperature_c throttle energy_j "
-        "err_lse deterministic batch_invariant"
+        "err_lse deterministic batch_invariant "
+        "approximation"
     )
 
 
@@ -307,7 +309,13 @@ def test_old_schemas_are_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("schema", "later"), [(1, {**files._SINCE_2, **files._SINCE_3}), (2, files._SINCE_3)], ids=["1", "2"]
+    ("schema", "later"),
+    [
+        (1, {**files._SINCE_2, **files._SINCE_3, **files._SINCE_4}),
+        (2, {**files._SINCE_3, **files._SINCE_4}),
+        (3, files._SINCE_4),
+    ],
+    ids=["1", "2", "3"],
 )
 def test_a_run_of_an_old_schema_is_read(tmp_path: Path, schema: int, later: dict[str, str]) -> None:
     path = written(tmp_path, ok())

@@ -50,6 +50,11 @@ def _suite(verb: argparse.ArgumentParser) -> None:
 
 
 def _choice(verb: argparse.ArgumentParser) -> None:
+    _names(verb)
+    _plugin(verb)
+
+
+def _names(verb: argparse.ArgumentParser) -> None:
     for option, meaning in (("--only", "take"), ("--without", "leave out")):
         verb.add_argument(
             option,
@@ -59,7 +64,6 @@ def _choice(verb: argparse.ArgumentParser) -> None:
             metavar="GLOB,...",
             help=f"implementations to {meaning}",
         )
-    _plugin(verb)
 
 
 def _plugin(verb: argparse.ArgumentParser) -> None:
@@ -70,6 +74,12 @@ def _plugin(verb: argparse.ArgumentParser) -> None:
         metavar="FILE.py|MODULE",
         help="a plugin that is not installed",
     )
+
+
+def _stored(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", help="a run's folder or its results.csv")
+    _names(verb)
+    verb.add_argument("--format", choices=("table", "markdown", "csv", "json"), help="default: table")
 
 
 def _by(verb: argparse.ArgumentParser) -> None:
@@ -142,6 +152,39 @@ def parser() -> argparse.ArgumentParser:
         help="what is a regression: slower, memory, accuracy, wrong, failing, missing, or none "
         "(default: all but accuracy, where machine, versions and settings are the same)",
     )
+
+    best = verbs.add_parser("best", help="name the fastest right implementation of each problem of a run")
+    _stored(best)
+    best.add_argument("--max-workspace", metavar="BYTES", help="rank only what needs no more, such as 64MiB")
+    best.add_argument(
+        "--deterministic", action="store_true", help="rank only what gave the same bits in repeated calls"
+    )
+    best.add_argument("--approximate", action="store_true", help="rank approximations too")
+    best.add_argument(
+        "--emit", choices=("python", "json", "csv"), help="write a table by which a program chooses instead"
+    )
+
+    growth = verbs.add_parser(
+        "growth", help="fit time and workspace of a run over length, and find crossovers"
+    )
+    _stored(growth)
+    growth.add_argument(
+        "--at",
+        action="append",
+        default=[],
+        metavar="LENGTH,...",
+        help="extrapolate to these too, such as 64k",
+    )
+
+    export = verbs.add_parser("export", help="write a run in the format of another tool")
+    export.add_argument("run", help="a run's folder or its results.csv")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("pytest-benchmark", "json", "parquet", "markdown"),
+        help="what to write",
+    )
+    export.add_argument("-o", "--output", metavar="FILE", help="a new file (default: standard output)")
 
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
     lists.add_argument(

@@ -99,6 +99,7 @@ energy_j         | number  | J      | CUDA: energy of one call, where NVML count
 err_lse          | number  |        | largest absolute error of the log-sum-exp, where the implementation offers it
 deterministic    | text    |        | whether repeated calls on the same inputs gave the same bits: `yes`, `no`, or empty
 batch_invariant  | text    |        | whether a member of the batch has the same bits when it is computed alone, likewise
+approximation    | text    |        | what is approximated, in words; empty for an exact computation
 """)
 KINDS = {column.name: column.kind for column in COLUMNS}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from attnbench.errors import ResultsError
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised with every change of the columns, the journal or the header."""
 
 _SINCE_2 = dict.fromkeys(("host_enqueue_s", "end_to_end_s", "device_delta_bytes"), "")
@@ -21,6 +21,8 @@ _SINCE_3 = dict.fromkeys(
     "",
 )
 
+_SINCE_4 = {"approximation": ""}
+
 
 def _from_1(what: str, data: dict[str, Any]) -> dict[str, Any]:
     return {**data, **_SINCE_2} if what == "row" else data
@@ -30,7 +32,11 @@ def _from_2(what: str, data: dict[str, Any]) -> dict[str, Any]:
     return {**data, **_SINCE_3} if what == "row" else data
 
 
-UPGRADES: Mapping[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+def _from_3(what: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, **_SINCE_4} if what == "row" else data
+
+
+UPGRADES: Mapping[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """Schema n -> what makes a `header`, `row` (texts) or `result` (JSON) of schema n + 1 out of one of schema n."""
 
 HEADER, JOURNAL, CSV = "run.json", "journal.jsonl", "results.csv"

@@ -88,6 +88,7 @@ def row(result: Result, run: Run) -> dict[str, object]:
         **_part(Memory, result.memory, _MEMORY),
         **_part(Accuracy, result.accuracy, _ACCURACY),
         "kernel": result.kernel,
+        "approximation": run.approximations.get(cell.implementation),
         "repro": _repro(cell, run),
     }
     return {column.name: "" if values[column.name] is None else values[column.name] for column in COLUMNS}
@@ -129,12 +130,17 @@ def _text(value: object) -> str:
 
 def write_csv(folder: Path, results: Iterable[Result], run: Run) -> None:
     """Writes `results.csv`, one row a cell in the order given; floats so that they read back the same."""
+    replace(folder / CSV, csv_text([column.name for column in COLUMNS], (row(r, run) for r in results)))
+
+
+def csv_text(names: Sequence[str], records: Iterable[Mapping[str, object]]) -> str:
+    """A CSV with a column for each name, in the format of `results.csv`; None is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.name for column in COLUMNS)
-    for result in results:
-        writer.writerow(_text(value) for value in row(result, run).values())
-    replace(folder / CSV, text.getvalue())
+    writer.writerow(names)
+    for record in records:
+        writer.writerow("" if record[name] is None else _text(record[name]) for name in names)
+    return text.getvalue()
 
 
 # ---------------------------------------------------------------- reading back
@@ -181,14 +187,21 @@ def read_csv(path: Path) -> "pd.DataFrame":
 
     Raises `ResultsError` for what is missing, empty, binary, newer than this attnbench, or no results file.
     """
+    return frame(_rows(path))
+
+
+def frame(rows: Sequence[Mapping[str, object]]) -> "pd.DataFrame":
+    """Rows of `results.csv` as a data frame: integers as `Int64`, texts never missing; None or `""` is no number."""
     import pandas as pd
 
-    rows = _rows(path)
     dtypes: dict[type, Any] = {str: str, int: "Int64", float: "float64"}
     names = list(rows[0]) if rows else list(KINDS)
-    return pd.DataFrame(
-        {name: pd.Series([r[name] for r in rows], dtype=dtypes[KINDS.get(name, str)]) for name in names}
-    )
+    columns = {}
+    for name in names:
+        kind = KINDS.get(name, str)
+        values = [r[name] if kind is str or r[name] != "" else None for r in rows]
+        columns[name] = pd.Series(values, dtype=dtypes[kind])
+    return pd.DataFrame(columns)
 
 
 def _result(data: Mapping[str, Any]) -> Result:
@@ -220,7 +233,7 @@ def run_of(rows: Sequence[Mapping[str, Any]]) -> Run:
     protocol = first["protocol_version"]
 
     def by(key: str, value: str) -> dict[str, str]:
-        return {r[key]: r[value] for r in rows if r[value]}
+        return {r[key]: r[value] for r in rows if r.get(value)}
 
     return Run(
         schema=SCHEMA,
@@ -236,6 +249,7 @@ def run_of(rows: Sequence[Mapping[str, Any]]) -> Run:
         versions=by("implementation", "versions"),
         owners=by("implementation", "plugin"),
         device_names=by("device", "device_name"),
+        approximations=by("implementation", "approximation"),
     )
 
 

@@ -5,6 +5,7 @@ from attnbench.tables.comparison import comparison_markdown, comparison_text, do
 from attnbench.tables.quantities import VIEWS, view
 from attnbench.tables.reasons import clean
 from attnbench.tables.rendering import LARGEST_GRID, markdown, text, wrapped
+from attnbench.tables.sheets import Sheet, sheet_markdown, sheet_text
 from attnbench.tables.summary import summary
 from attnbench.tables.table import Table, memory, table, timing
 
@@ -12,6 +13,7 @@ __all__ = [
     "AXES",
     "LARGEST_GRID",
     "VIEWS",
+    "Sheet",
     "Table",
     "axes",
     "clean",
@@ -21,6 +23,8 @@ __all__ = [
     "markdown",
     "memory",
     "records",
+    "sheet_markdown",
+    "sheet_text",
     "summary",
     "table",
     "text",

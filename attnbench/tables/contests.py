@@ -79,31 +79,66 @@ class Standings:
 
 
 def by_time(results: Sequence[Result]) -> Standings:
-    """The least right time of each contest is best, or unsure where its interval is missing or too wide or its
-    grade is bad.
-
-    Others tie with it where the interval of the paired ratio holds 1, or, without the blocks for that, where
-    the intervals overlap; a time without an interval is a point then.
+    """The least right time of each contest is best, or unsure where it is not `trusted`; others tie with it
+    as `gap` says.
     """
     marks: dict[Key, str] = {}
     ways: dict[str, None] = {}
     for entered in _contests(results):
-        best, *others = sorted(entered, key=lambda pair: pair[0].location)
-        percent = half_percent(best[0])
-        sure = percent is not None and percent <= TOO_NOISY and not noisy(best[1])
-        marks[best[1].cell.key] = BEST if sure else UNSURE
-        for time, result in others:
-            ratio = paired(result, best[1])
-            if ratio is not None and ratio.low is not None:
-                tied, way = ratio.low <= 1, "the interval of their ratio holds 1"
-            else:
-                low = time.location if time.low is None else time.low
-                high = best[0].location if best[0].high is None else best[0].high
-                tied, way = low <= high, "the intervals overlap"
-            if tied:
+        best, *others = sorted((result for _, result in entered), key=_median)
+        marks[best.cell.key] = BEST if trusted(best) else UNSURE
+        for result in others:
+            if (found := gap(result, best)).tied:
                 marks[result.cell.key] = TIED
-                ways[way] = None
+                ways[found.way] = None
     return Standings(marks=marks, ways=tuple(ways))
+
+
+def _median(result: Result) -> float:
+    return result.timing.median_s if result.timing else math.inf
+
+
+def trusted(result: Result) -> bool:
+    """Whether a time may be called the fastest: its interval is there and not too wide, its grade not the worst."""
+    time = of_time(result)
+    percent = None if time is None else half_percent(time)
+    return percent is not None and percent <= TOO_NOISY and not noisy(result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """How much longer than the best a result took."""
+
+    ratio: Interval
+    """Its time over the best's."""
+    tied: bool
+    """Whether they cannot be told apart."""
+    way: str
+    """How that was judged, in words."""
+
+
+def gap(result: Result, best: Result) -> Gap:
+    """A result against the best of its contest: by the interval of the paired ratio, or, without the blocks for that,
+    by whether the intervals overlap; the ratio's is the quotient of their ends then. A time without an interval is
+    a point.
+
+    Raises ValueError where one was not timed.
+    """
+    ratio = paired(result, best)
+    if ratio is not None and ratio.low is not None:
+        return Gap(ratio=ratio, tied=ratio.low <= 1, way="the interval of their ratio holds 1")
+    one, other = of_time(result), of_time(best)
+    if one is None or other is None:
+        raise ValueError("no ratio of what was not timed")
+    low = (one.low or one.location) / (other.high or other.location)
+    high = (one.high or one.location) / (other.low or other.location)
+    bare = one.low is None and other.low is None
+    location = one.location / other.location
+    return Gap(
+        ratio=Interval(location=location, low=None if bare else low, high=None if bare else high),
+        tied=low <= 1,
+        way="the intervals overlap",
+    )
 
 
 def _contests(results: Sequence[Result]) -> list[list[tuple[Interval, Result]]]:

@@ -128,14 +128,16 @@ def wrapped(line: str, width: int, hang: int = 0) -> list[str]:
     return textwrap.wrap(line, max(width, 40), subsequent_indent=" " * hang, break_on_hyphens=False)
 
 
-def _cell_len(text: str) -> int:
+def cell_len(text: str) -> int:
+    """Columns that a text takes on a terminal."""
     from rich.cells import cell_len
 
     return cell_len(text)
 
 
-def _padded(text: str, width: int, right: bool) -> str:
-    fill = " " * (width - _cell_len(text))
+def padded(text: str, width: int, right: bool) -> str:
+    """`text` in `width` columns of a terminal."""
+    fill = " " * (width - cell_len(text))
     return fill + text if right else text + fill
 
 
@@ -143,9 +145,9 @@ class Column:
     """A column of text: heading and body as wide as their widest line, painted after padding."""
 
     def __init__(self, heading: Sequence[str], body: Sequence[str], right: bool) -> None:
-        self.width = max(map(_cell_len, [*heading, *body]), default=0)
-        self.heading = [_padded(line, self.width, right) for line in heading]
-        self.body = [_padded(line, self.width, right) for line in body]
+        self.width = max(map(cell_len, [*heading, *body]), default=0)
+        self.heading = [padded(line, self.width, right) for line in heading]
+        self.body = [padded(line, self.width, right) for line in body]
 
 
 def printed(columns: Sequence[Column], captions: Sequence[str] = ()) -> list[str]:
@@ -199,7 +201,7 @@ def _drawn(grid: Grid, table: Table, width: int, color: bool) -> list[str]:
     for count in range(len(grid.row_axes)):
         captions = _captions(grid.row_axes, [[clean(v) for v in row] for row in grid.rows], count)
         groups = len([*groupby(captions)])
-        if captions and (2 * groups > len(grid.rows) or max(map(_cell_len, captions)) > width):
+        if captions and (2 * groups > len(grid.rows) or max(map(cell_len, captions)) > width):
             break
         drawn.append(_in_parts(leading[count:], columns, captions, width))
     return min(drawn, key=len)
@@ -222,7 +224,7 @@ def _broken(name: str, width: int) -> list[str]:
     """A name in lines of `width` columns, broken after hyphens where that is possible."""
     lines = [""]
     for part in re.findall(r"[^-]*-|[^-]+$", name):
-        if lines[-1] and _cell_len(lines[-1] + part) > width:
+        if lines[-1] and cell_len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part
     return lines
@@ -242,7 +244,7 @@ def _columns(
     if grid.column_axes == ("implementation",):  # names speak for themselves
         above = []
         if broken:
-            heads = [_broken(h[0], max(map(_cell_len, b))) for h, b in zip(heads, bodies, strict=True)]
+            heads = [_broken(h[0], max(map(cell_len, b))) for h, b in zip(heads, bodies, strict=True)]
     height = max(len(above) + bool(above), *map(len, heads), 1)
     headings = [[""] * (height - 1) + [name] for name in names]
     headings[0][: len(above)] = above

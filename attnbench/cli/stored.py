@@ -1,0 +1,48 @@
+"""Stored runs for the verbs that read one, with hints where that fails."""
+
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from attnbench import results
+from attnbench.errors import ResultsError, UserError
+from attnbench.problem import suggestion
+from attnbench.records import Result, Run
+
+
+def load(path: str) -> tuple[Run, list[Result]]:
+    """A run from its folder or its CSV; a note on standard error where rows are missing. Raises `ResultsError`."""
+    folder = Path(path)
+    try:
+        run, rows = results.load(folder)
+    except ResultsError as error:
+        if not error.hint and (folder / results.JOURNAL).exists():
+            error.hint = f"`attnbench run --resume {folder}` writes the tables again from the journal"
+        raise
+    if folder.is_dir() and not (folder / results.CSV).exists():
+        print(
+            f"note: {folder} has no {results.CSV}: these are the rows of its journal, and those not run are missing; "
+            f"`attnbench run --resume {folder}` goes on with it",
+            file=sys.stderr,
+        )
+    return run, rows
+
+
+def chosen(rows: Sequence[Result], only: Sequence[str], without: Sequence[str]) -> list[Result]:
+    """The rows of the implementations that --only takes and --without leaves. Raises `UserError`."""
+    names = dict.fromkeys(row.cell.implementation for row in rows)
+    for option, globs in (("--only", only), ("--without", without)):
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise UserError(
+                    f"{option}: no implementation of this run matches `{glob}`", hint=suggestion(glob, names)
+                )
+
+    def matches(name: str, globs: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, glob) for glob in globs)
+
+    kept = {name for name in names if matches(name, only or ["*"]) and not matches(name, without)}
+    if not kept:
+        raise UserError("--without leaves no implementation of this run", hint="loosen --only or --without")
+    return [row for row in rows if row.cell.implementation in kept]
