@@ -3,16 +3,17 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from xml.etree import ElementTree
 
 import pytest
+from entry_points import installed
 from processes import VARIABLE, left_after
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,8 @@ def raises(inputs):
 def implementation(name, attend, **more):
     def prepare(problem, inputs):
         with open("prepared.txt", "a") as file:
-            print(name, problem.dtype.value, problem.uniform[0], file=file)
+            traced = [name for name in os.environ if "COVERAGE" in name]
+            print(name, problem.dtype.value, problem.uniform[0], *traced, file=file)
         return lambda: attend(inputs)
 
     return Implementation(
@@ -117,18 +119,6 @@ def stranger(folder: Path) -> Pytest:
     return call
 
 
-def installed(site: Path) -> None:
-    """Metadata with the entry points of `pyproject.toml` and the files of a wheel, for a checkout on the path."""
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
-    told = site / "attnbench_here-0.dist-info"
-    told.mkdir(parents=True)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: attnbench-here\nVersion: 0\n")
-    lines = [f"{name} = {target}\n" for name, target in points.items()]
-    (told / "entry_points.txt").write_text("".join(["[pytest11]\n", *lines]))
-    files = [f"{path.relative_to(ROOT)},,\n" for path in (ROOT / "attnbench").rglob("*.py")]
-    (told / "RECORD").write_text("".join(files))
-
-
 @pytest.fixture
 def call(tmp_path: Path) -> Pytest:
     return stranger(tmp_path)
@@ -171,6 +161,25 @@ def test_who_imports_attnbench_before_pytest_does_gets_no_warning(call: Pytest) 
     done = call(start=LOADED.format(before="import attnbench; attnbench.Implementation"))
     assert "1 passed" in done.stdout
     assert "warning" not in done.stdout
+
+
+def test_check_implementation_fails_with_its_reason_alone(call: Pytest, tmp_path: Path) -> None:
+    (tmp_path / "test_hers.py").write_text(CHECKS)
+    told = call("-p", "no:benchmark", code=1).stdout
+    assert "E       AssertionError: my-wrong is wrong on batch=" in told
+    assert told.count(" x the budget (") == 1
+    assert "testing.py" not in told
+
+
+CHECKS = """
+from mine import attnbench_implementations
+
+from attnbench.testing import check_implementation
+
+
+def test_hers():
+    check_implementation(list(attnbench_implementations())[2])
+"""
 
 
 # ---------------------------------------------------------------- which tests there are
@@ -277,7 +286,8 @@ def test_what_the_machine_lacks_is_a_skip(call: Pytest) -> None:
 
 
 def test_only_chosen_cells_run_and_x_stops_before_the_next_problem(call: Pytest, tmp_path: Path) -> None:
-    done = call(*OPTIONS, "-x", "-k", "float32 and not twin", "-p", "no:benchmark", code=1)
+    words = (*OPTIONS, "-x", "-k", "float32 and not twin", "-p", "no:benchmark")
+    done = call(*words, code=1, COVERAGE_PROCESS_START="")  # which must not reach what is timed
     assert "1 failed, 1 passed" in done.stdout
     prepared = set((tmp_path / "prepared.txt").read_text().splitlines())
     assert prepared == {"my-right float32 24", "my-wrong float32 24"}
@@ -301,6 +311,14 @@ def test_an_interrupted_session_leaves_nothing_behind(tmp_path: Path) -> None:
     assert session.returncode == pytest.ExitCode.INTERRUPTED
     assert "KeyboardInterrupt" in told
     assert left_after(str(tmp_path)) == []
+
+
+def test_the_suite_of_the_example_passes(tmp_path: Path) -> None:
+    pytest.importorskip("attnbench_example")
+    call = stranger(tmp_path)
+    shutil.copytree(ROOT / "plugins/attnbench-example", tmp_path / "example")
+    done = call("--attnbench", "example/suite.yaml", "example", "--attnbench-only", "example-*")
+    assert "4 passed" in done.stdout
 
 
 # ---------------------------------------------------------------- records of pytest-benchmark

@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -73,8 +74,9 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
     @cached_property
     def _job(self) -> tuple[Runner, Run]:
         """A runner of one problem after the other, and the header of its rows."""
-        patient = self._stack.enter_context(runner.fork_server(patient=True))
-        server = self._stack.enter_context(runner.fork_server())
+        with _untraced():
+            patient = self._stack.enter_context(runner.fork_server(patient=True))
+            server = self._stack.enter_context(runner.fork_server())
         devices, why, probed = runner.probe(patient)
         found = plan.resolve(self.suite.devices, (choose.cpu(self.suite), *devices))
         missing = {str(d): f"no CUDA device ({why})" for d in found if d.kind == "cuda" and not d.name}
@@ -101,3 +103,14 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
             limits=True,
         )
         return job, head
+
+
+@contextlib.contextmanager
+def _untraced() -> Iterator[None]:
+    """Without the variables by which coverage follows into other processes: it would slow what is timed."""
+    names = [name for name in os.environ if name.startswith("COVERAGE_PROCESS_")]
+    kept = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
