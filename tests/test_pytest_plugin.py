@@ -87,6 +87,7 @@ measure: {preset: quick, budget: 20ms, threads: 1}
 FIRST, SECOND = (
     f"suites/mine.yaml::batch=1 seqlen={n} heads=2 head_dim=16 dtype=float32 mask=full" for n in (24, 16)
 )
+ONE_THREAD = ("--attnbench-set", "measure.threads=1")
 OPTIONS = ("--attnbench", "suites/mine.yaml", "--attnbench-plugin", "mine.py")
 Pytest = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -103,11 +104,13 @@ def stranger(folder: Path) -> Pytest:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(folder / "site")])
 
-    def call(*words: str, code: int = 0, start: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    def call(
+        *words: str, code: int = 0, start: str = "", below: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
         begin = ["-c", start] if start else ["-m", "pytest"]
         done = subprocess.run(
             [sys.executable, *begin, *words],
-            cwd=folder,
+            cwd=folder / below,
             env=env | more,
             capture_output=True,
             text=True,
@@ -208,6 +211,12 @@ def test_every_cell_is_a_test_beside_the_others(call: Pytest) -> None:
 )  # fmt: skip
 def test_tests_are_chosen_as_any_others(call: Pytest, words: list[str], expected: list[str]) -> None:
     assert collected(call(*OPTIONS, "--collect-only", "-q", *words)) == expected
+
+
+def test_ids_are_those_seen_from_the_folder_that_one_is_in(call: Pytest) -> None:
+    words = ("--attnbench", "mine.yaml", "--attnbench-plugin", "../mine.py", "--collect-only", "-q")
+    there = f"{FIRST.removeprefix('suites/')}::my-right"
+    assert collected(call(*words, there, below="suites")) == [f"{FIRST}::my-right"]
 
 
 def test_a_suite_that_is_shipped_goes_by_its_name(call: Pytest) -> None:
@@ -317,7 +326,7 @@ def test_the_suite_of_the_example_passes(tmp_path: Path) -> None:
     pytest.importorskip("attnbench_example")
     call = stranger(tmp_path)
     shutil.copytree(ROOT / "plugins/attnbench-example", tmp_path / "example")
-    done = call("--attnbench", "example/suite.yaml", "example", "--attnbench-only", "example-*")
+    done = call("--attnbench", "example/suite.yaml", "example", "--attnbench-only", "example-*", *ONE_THREAD)
     assert "4 passed" in done.stdout
 
 

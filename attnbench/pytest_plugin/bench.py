@@ -20,7 +20,7 @@ from attnbench.records import Result, Run
 from attnbench.runner import Key, Runner
 
 
-class Bench(contextlib.AbstractContextManager["Bench"]):
+class Bench:
     """The plan of a suite at once; processes from the first row that is asked for until it is closed.
 
     `arguments` are those of `attnbench run`. Raises `UserError` where they are no plan.
@@ -38,7 +38,8 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
         self.plan = self._plan(plan.resolve(self.suite.devices, [choose.cpu(self.suite)]))
         self._stack = contextlib.ExitStack()
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End its processes."""
         self._stack.close()
 
     def _plan(self, devices: Sequence[Device], missing: Mapping[str, str] | None = None) -> Plan:

@@ -41,16 +41,20 @@ class Session:
             self._path = find(arguments.suite).resolve()
         except UserError as error:
             raise pytest.UsageError(_told(error)) from None
-        config.add_cleanup(lambda: self._bench.__exit__())
+        config.add_cleanup(self._bench.close)
         inside = Path(arguments.suite).exists() and self._path.is_relative_to(config.rootpath)
         self._name = (
             self._path.relative_to(config.rootpath).as_posix() if inside else Path(arguments.suite).name
         )
-        self._ids = [argument for argument in config.args if self._is_mine(argument)]
-        config.args[:] = [argument for argument in config.args if argument not in self._ids]
+        ids = {argument: self._id(argument) for argument in config.args}
+        self._ids = [found for found in ids.values() if found]
+        config.args[:] = [argument for argument in config.args if not ids[argument]]
 
-    def _is_mine(self, argument: str) -> bool:
-        return argument == self._name or argument.startswith(f"{self._name}::")
+    def _id(self, argument: str) -> str | None:
+        """What an argument names of the suite, as the beginning of ids; None where it names something else."""
+        path, colons, rest = argument.partition("::")
+        there = (self._config.invocation_params.dir / path).resolve()
+        return self._name + colons + rest if path == self._name or there == self._path else None
 
     def _waiting(self, device: str) -> None:
         find = self._config.pluginmanager.get_plugin
