@@ -1,4 +1,7 @@
-"""For authors of plugins and for our own tests: a small problem, and the verification without processes."""
+"""For authors of plugins and for our own tests: a small problem, and the verification without processes.
+
+Its assertions have their reasons; pytest need not explain them once more (PYTEST_DONT_REWRITE).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -91,6 +94,7 @@ def check_implementation(
 
     Without a problem it is tried on every dtype, mask and direction of its capabilities that the oracle knows.
     """
+    __tracebackhide__ = True  # from pytest, which then shows the reason alone
     where = Device(kind=device.partition(":")[0])
     several = [of] if of is not None else list(samples(implementation, where))
     assert several, f"{implementation.name} supports no small problem on {device}"

@@ -6,14 +6,18 @@ import doctest
 import fnmatch
 import importlib
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from entry_points import installed
 
 from attnbench import (
     compare,
@@ -23,6 +27,7 @@ from attnbench import (
     noise,
     plan,
     plugins,
+    pytest_plugin,
     results,
     selftest,
     suites,
@@ -196,6 +201,38 @@ def test_every_verdict_is_explained_and_no_other() -> None:
     assert [row[0] for row in rows("docs/choosing.md", "verdict")] == [f"`{v}`" for v in winners.Verdict]
 
 
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        (page, line)
+        for page in with_blocks("sh")
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("pytest --attnbench")
+    ],
+    indirect=["folder"],
+)
+def test_commands_of_pytest_find_cells(folder: Path, command: str) -> None:
+    if "example" in command:
+        pytest.importorskip("attnbench_example")
+        (folder / "plugins").symlink_to(ROOT / "plugins")
+    installed(folder / "site")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder / "site")])}
+    words = [*shlex.split(command)[1:], "--collect-only", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = re.search(r"attnbench: \d+ cells of \S+, of which (\d+) are measured", done.stdout)
+    assert measured
+    assert int(measured[1])
+
+
 def test_the_first_command_installs_and_runs_and_another_one_tests() -> None:
     first = blocks("README.md", "sh")[0].splitlines()
     assert first[0] == "python3 -m venv .venv"
@@ -242,6 +279,15 @@ def test_every_option_is_told_with_the_commands_that_take_it() -> None:
         told = set(re.findall(r"`(\w+)`", commands)) or {""}
         for name in re.findall(r"`(--?[\w-]+)", names):
             assert told == {verb for verb, action in options() if name in action.option_strings}, name
+
+
+def test_every_option_of_pytest_is_explained_and_no_other() -> None:
+    told = [re.findall(r"`(--[\w-]+)", row[0])[0] for row in rows("docs/plugins.md", "option of pytest")]
+    known = [f"--attnbench-{name}" for name in (*pytest_plugin.OPTIONS, "preset")]
+    assert told == ["--attnbench", *known]
+    for option, meaning in rows("docs/plugins.md", "option of pytest"):
+        if meaning.startswith("`--"):
+            assert meaning.startswith(f"`--{option.removeprefix('`--attnbench-').split()[0].rstrip('`')}`")
 
 
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])

@@ -61,10 +61,11 @@ def test_the_version_is_the_same_everywhere(metadata: Message) -> None:
     assert f"\nversion: {attnbench.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_the_command_and_the_built_in_plugins_are_entry_points(wheel: ZipFile) -> None:
+def test_the_command_the_built_in_plugins_and_that_of_pytest_are_entry_points(wheel: ZipFile) -> None:
     points = configparser.ConfigParser()
     points.read_string(read(wheel, ".dist-info/entry_points.txt"))
     assert dict(points["console_scripts"]) == {"attnbench": "attnbench.cli:main"}
+    assert dict(points["pytest11"]) == {"attnbench": "attnbench.pytest_plugin"}
     built_in = {f"attnbench.builtin.{p.stem}" for p in (ROOT / "attnbench/builtin").glob("[!_]*.py")}
     assert set(points["attnbench"].values()) == built_in
 
