@@ -102,7 +102,7 @@ def _plain(value: Any) -> Any:
 def _named(source: Source) -> str:
     devices = ", ".join(dict.fromkeys(source.run.device_names.values()))
     when = source.run.started[:16].replace("T", " ")
-    return " · ".join(f"<span>{escape(part)}</span>" for part in (source.name, devices, when) if part)
+    return "".join(f"<span>{escape(part)}</span>" for part in (source.name, devices, when) if part)
 
 
 def _note(name: str, made: Content) -> str:

@@ -354,7 +354,9 @@ def _ratio(look: Look) -> Any:
     )
     base = _panel(look).encode(x=x, y=y, color=_colored(look))
     equal = (
-        _panel(look).mark_rule(color=look.ink("soft"), strokeWidth=2, tooltip=None).encode(y=alt.Y("equal:Q"))
+        _panel(look)
+        .mark_rule(color=look.ink("axis"), strokeWidth=1.2, tooltip=None)
+        .encode(y=alt.Y("equal:Q"))
     )
     bars = (
         base.transform_filter("isValid(datum.ratio_low)")

@@ -223,6 +223,9 @@ function byReason(rows) {
 function update() {
   const rows = kept();
   document.getElementById("count").textContent = `${rows.length} of ${all.length} cells are shown`;
+  const names = new Set(rows.filter((row) => row.status === "ok").map((row) => row.implementation));
+  document.getElementById("legend").replaceChildren(
+    ...Object.keys(held.series).filter((name) => names.has(name)).map((name) => make("li", {}, glyph(name), " ", name)));
   tables.implementations(byImplementation(rows));
   tables.reasons(byReason(rows));
   tables.cells(rows);

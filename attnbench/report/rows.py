@@ -20,7 +20,7 @@ FIGURES = ("time", "ratio", "winners", "throughput", "memory", "workspace", "acc
 """Names of the figures, in their order on the page."""
 FILTERS = ("implementation", "run", "mask", "dtype", "direction", "heads", "head_dim", "seqlen", "modifiers")
 """What a reader may filter by first; other axes that vary follow."""
-PANEL_LINE = 38
+PANEL_LINE = 34
 """Characters in a line of a panel's heading."""
 
 Row = dict[str, Any]
@@ -77,7 +77,7 @@ def content(sources: Sequence[Source], peaks: Mapping[tuple[str, int], Peaks]) -
     for (source, result), axis in zip(found, axes, strict=True):
         panel = _panel(axis, panels)
         row: Row = {name: None if v == "" else v for name, v in results.row(result, source.run).items()}
-        row |= {name: axis[name] for name in (*varied, "heads", "seqlen")}
+        row |= {name: axis[name] for name in (*varied, "heads", "seqlen") if name not in row}
         row |= _derived(result, row)
         row |= {
             "run": source.name,
