@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -22,6 +23,7 @@ from attnbench.peaks import Peaks
 from attnbench.problem import Direction, DType, Problem
 from attnbench.records import Accuracy, Result, Status
 from attnbench.report import facts, looks
+from attnbench.report.roofs import roofs
 from attnbench.report.rows import Content, Source, budget_share, content
 from attnbench.verify import FACTORS
 
@@ -54,7 +56,7 @@ def source(cells: Sequence[Result], name: str = "made", **more: str) -> Source:
 
 
 def made(*cells: Result) -> Content:
-    return content([source(cells)], {})
+    return content([source(cells)])
 
 
 # ---------------------------------------------------------------- rows
@@ -63,7 +65,7 @@ def made(*cells: Result) -> Content:
 def test_a_row_has_every_column_of_the_csv_unchanged() -> None:
     cells = [*sweep(), bad(problem(512, "heads=8 head_dim=64 head_dim_v=128"))]
     one = source(cells)
-    for row, cell in zip(content([one], {}).rows, cells, strict=True):
+    for row, cell in zip(content([one]).rows, cells, strict=True):
         assert {k: "" if row[k] is None else row[k] for k in results.row(cell, one.run)} == results.row(
             cell, one.run
         )
@@ -109,7 +111,7 @@ def test_what_is_right_in_every_gradient_is_within_the_budget_that_is_shown() ->
 
 def test_a_second_run_is_held_against_the_first_cell_by_cell() -> None:
     before, after = source([ok(1e-3), ok(1e-3, implementation="gone")]), source([ok(2e-3), bad()], "after")
-    old, _, new, failed = content([before, after], {}).rows
+    old, _, new, failed = content([before, after]).rows
     assert old["ratio"] is None
     assert failed["ratio"] is None
     assert new["ratio"] == pytest.approx(2)
@@ -120,20 +122,27 @@ def test_a_second_run_is_held_against_the_first_cell_by_cell() -> None:
 
 
 def test_a_roof_is_the_lower_of_both_limits_and_bends_where_they_meet() -> None:
-    found = content([source(sweep())], {("A processor", 2): PEAKS})
+    rows = made(*sweep()).rows
+    found = roofs(rows, {("A processor", 2): PEAKS})
     assert found.machines == (PEAKS.identity,)
-    (roof,) = [[r for r in found.roofs if r["roof"] == "float32"]]
-    low, bend, high = sorted(roof, key=lambda corner: corner["intensity"])
+    low, bend, high = (corner for corner in found.corners if corner["roof"] == "float32")
     limit = PEAKS.flops_limit(DType.FLOAT32)
     assert bend["intensity"] == pytest.approx(limit / 4e10)
     assert bend["limit"] == pytest.approx(limit) == pytest.approx(high["limit"])
     assert low["limit"] == pytest.approx(4e10 * low["intensity"])
-    drawn = [row["intensity"] for row in found.rows if row["dtype"] == "float32"]
+    drawn = [row["intensity"] for row in rows if row["dtype"] == "float32"]
     assert low["intensity"] <= min(drawn) < max(drawn) <= high["intensity"]
 
 
 def test_no_roof_is_drawn_of_another_device() -> None:
-    assert content([source(sweep())], {("Another", 2): PEAKS}).roofs == ()
+    assert roofs(made(*sweep()).rows, {("Another", 2): PEAKS}).corners == ()
+
+
+def test_no_roof_is_drawn_of_two_devices_at_once() -> None:
+    one, other = source(sweep()), source(sweep(), "other")
+    other = replace(other, run=replace(other.run, device_names={"cpu": "Another"}))
+    known = {("A processor", 2): PEAKS, ("Another", 2): PEAKS}
+    assert roofs(content([one, other]).rows, known).corners == ()
 
 
 # ---------------------------------------------------------------- colours
@@ -267,6 +276,11 @@ def test_too_many_panels_for_a_picture_are_refused_with_advice() -> None:
     assert "--where" in (caught.value.hint or "")
 
 
+def test_figures_are_documented_in_their_order() -> None:
+    page = (ROOT / "docs/reporting.md").read_text()
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == report.FIGURES
+
+
 def test_names_of_figures_are_those_that_are_drawn() -> None:
     from attnbench.report import figures
 
@@ -347,6 +361,12 @@ def test_two_thousand_rows_are_below_eight_megabytes() -> None:
     ]
     assert len(cells) == 2000
     assert len(report.page([source(cells)]).encode()) < 8e6
+
+
+def test_a_page_that_no_browser_would_open_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnbench.report.document.MOST_ROWS", 35)
+    with pytest.raises(UserError, match="a page of 36 cells would not open, at most 35"):
+        report.page([source(sweep())])
 
 
 def test_every_figure_has_a_sentence_on_how_to_read_it() -> None:
@@ -460,7 +480,7 @@ def test_a_plot_shows_the_cells_that_are_asked_for(capsys: pytest.CaptureFixture
         (["plot", "made", "-o", "a.png", "--figure", "ratio"], "nothing to draw"),
         (["plot", "made", "-o", "a.png", "--where", "mask"], "no value in `mask`"),
         (["plot", "made", "-o", "a.png", "--where", "masks=full"], "did you mean `mask`?"),
-        (["plot", "made", "-o", "a.png", "--where", "mask=window"], "nothing is left to draw"),
+        (["plot", "made", "-o", "a.png", "--where", "mask=window"], "no cell agrees with every --where and --only"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(

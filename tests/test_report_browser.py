@@ -131,10 +131,10 @@ def test_filters_change_figures_and_tables(page: Any) -> None:
 
 
 def test_the_winner_is_found_among_those_that_are_shown(page: Any) -> None:
-    assert "kernel-0" in page.locator("#figure-winners svg").inner_text()
+    assert "kernel-0" in page.locator("#figure-winners svg").text_content()
     box(page, "implementation", "kernel-0").uncheck()
     settled(page, 1)
-    told = page.locator("#figure-winners svg").inner_text()
+    told = page.locator("#figure-winners svg").text_content()
     assert "kernel-1" in told
     assert "kernel-0" not in told
     assert "1.5× ahead" in told  # kernel-k takes k + 1 times as long as kernel-0

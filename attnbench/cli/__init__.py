@@ -62,6 +62,23 @@ def _choice(verb: argparse.ArgumentParser) -> None:
     _plugin(verb)
 
 
+def _stored(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "run", nargs="+", help="runs' folders or results.csv; the others are held against the first"
+    )
+    verb.add_argument(
+        "--where", action="append", default=[], metavar="AXIS=VALUE,...", help="only cells such as mask=causal"
+    )
+    verb.add_argument(
+        "--only",
+        action="extend",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="GLOB,...",
+        help="implementations to take",
+    )
+
+
 def _plugin(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--plugin",
@@ -118,35 +135,16 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--baseline", metavar="NAME", help="what speed-ups are against (default: the suite's)")
 
     page = verbs.add_parser("report", help="write runs as one HTML file with figures, filters and tables")
-    page.add_argument(
-        "run", nargs="+", help="runs' folders or results.csv; the others are held against the first"
-    )
-    page.add_argument(
-        "-o", "--output", metavar="FILE.html", help="default: report.html in the first run's folder"
-    )
+    _stored(page)
+    page.add_argument("-o", "--output", metavar="FILE.html", help="default: report.html in the first run's folder")
 
     plot = verbs.add_parser("plot", help="draw one figure of a run as a picture")
-    plot.add_argument("run", nargs="+", help="runs' folders or results.csv")
+    _stored(plot)
     plot.add_argument("-o", "--output", metavar="FILE.png|svg", required=True)
     plot.add_argument(
         "--figure",
         default="time",
         help="time, ratio, winners, throughput, memory, workspace or accuracy (default: time)",
-    )
-    plot.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="AXIS=VALUE,...",
-        help="only cells such as mask=causal",
-    )
-    plot.add_argument(
-        "--only",
-        action="extend",
-        type=lambda text: text.split(","),
-        default=[],
-        metavar="GLOB,...",
-        help="implementations to take",
     )
     plot.add_argument("--dark", action="store_true", help="light on dark")
 

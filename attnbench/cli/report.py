@@ -3,10 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from attnbench import report, results
 from attnbench.errors import ResultsError, UserError
+from attnbench.problem import suggestion
+from attnbench.records import Result
+from attnbench.tables.axes import AXES, SHAPE, values_of
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -16,24 +20,46 @@ def main(arguments: argparse.Namespace) -> int:
     target = Path(arguments.output or (first if first.is_dir() else first.parent) / "report.html")
     if target.suffix != ".html":
         raise UserError(f"-o: a report is HTML, got `{target}`", hint="give a name such as report.html")
-    write(target, report.page(sources(arguments.run)).encode())
+    write(target, report.page(sources(arguments)).encode())
     return 0
 
 
-def sources(paths: Sequence[str]) -> list[report.Source]:
-    """The runs, each under a name of its own. Raises `ResultsError`."""
+def sources(arguments: argparse.Namespace) -> list[report.Source]:
+    """The runs, each under a name of its own, with the cells that are asked for. Raises `UserError`."""
+    wanted = [_condition(text) for text in arguments.where]
+    if arguments.only:
+        wanted.append(("implementation", arguments.only))
     found: list[report.Source] = []
-    for path in map(Path, paths):
+    for path in map(Path, arguments.run):
         run, rows = results.load(path)
         if not rows:
             raise ResultsError(f"{path} has no rows")
         name = run.run_id or path.resolve().stem
-        names = {source.name for source in found}
-        number = next(
-            n for n in range(1, len(names) + 2) if (f"{name} ({n})" if n > 1 else name) not in names
+        count = sum(source.run.run_id == run.run_id for source in found)
+        chosen = [row for row in rows if _agrees(row, wanted)]
+        found.append(
+            report.Source(name=f"{name} ({count + 1})" if count else name, run=run, results=chosen)
         )
-        found.append(report.Source(name=f"{name} ({number})" if number > 1 else name, run=run, results=rows))
+    found = [source for source in found if source.results]
+    if not found:
+        raise UserError("no cell agrees with every --where and --only", hint="`attnbench show` lists them")
     return found
+
+
+def _condition(text: str) -> tuple[str, Sequence[str]]:
+    """`mask=causal,full` -> the axis and patterns of its values. Raises `UserError`."""
+    name, equals, values = text.partition("=")
+    axes = [axis for axis in AXES if axis not in SHAPE]
+    if not equals:
+        raise UserError(f"--where: no value in `{text}`", hint="give an axis and a value, such as mask=causal")
+    if name not in axes:
+        raise UserError(f"--where: unknown axis `{name}`", hint=suggestion(name, axes))
+    return name, values.split(",")
+
+
+def _agrees(row: Result, wanted: Sequence[tuple[str, Sequence[str]]]) -> bool:
+    values = values_of(row) if wanted else {}
+    return all(any(fnmatchcase(values[axis], pattern) for pattern in patterns) for axis, patterns in wanted)
 
 
 def write(target: Path, content: bytes) -> None:

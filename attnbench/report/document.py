@@ -13,27 +13,36 @@ from typing import Any
 import vl_convert
 
 from attnbench import __version__
+from attnbench.errors import UserError
 from attnbench.report import facts
 from attnbench.report.figures import FIGURES, drawn
 from attnbench.report.looks import SHAPES, Look, place, shape, style
-from attnbench.report.roofs import known
+from attnbench.report.roofs import Roofs, known, roofs
 from attnbench.report.rows import Content, Source, content
 from attnbench.results import COLUMNS
 
 MOST_PANELS = 24
 """Of a figure, until a reader asks for the others."""
+MOST_ROWS = 20_000
+"""About 30 MB, which a browser still draws in seconds."""
 
 
 def page(sources: Sequence[Source]) -> str:
-    """The whole page. Raises `UserError` for a problem that is none."""
-    made = content(sources, known(sources))
+    """The whole page. Raises `UserError` for a problem that is none, and for too many rows."""
+    made = content(sources)
+    if len(made.rows) > MOST_ROWS:
+        raise UserError(
+            f"a page of {len(made.rows):,} cells would not open, at most {MOST_ROWS:,}",
+            hint="choose some, such as --where mask=causal",
+        )
+    limits = roofs(made.rows, known(made.rows))
     shown = {name: figure for name, figure in FIGURES.items() if any(map(figure.shows, made.rows))}
     library = vl_convert.javascript_bundle()
     scripts = [f"<script type=module>{code}</script>" for code in (library, _file("page.js"))]
     sections = "".join(
         f"<figure id=figure-{name}><h2>{escape(figure.title)}</h2>"
         f"<div class=drawing role=group tabindex=0 aria-label='{escape(figure.title)}: figure'></div>"
-        f"<p class=panels></p><figcaption>{escape(figure.reading)}{_note(name, made)}</figcaption></figure>"
+        f"<p class=panels></p><figcaption>{escape(figure.reading)}{_note(limits) if name == 'throughput' else ''}</figcaption></figure>"
         for name, figure in shown.items()
     )
     title = ", ".join(dict.fromkeys(source.run.suite for source in sources))
@@ -52,7 +61,7 @@ def page(sources: Sequence[Source]) -> str:
         "version": escape(__version__),
         "style": style() + _file("page.css"),
         "policy": _policy([library, _file("page.js")]),
-        "data": _json(_data(made, shown)),
+        "data": _json(_data(made, limits, shown)),
         "scripts": "".join(scripts),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: places[match[1]], _file("page.html"))
@@ -75,14 +84,14 @@ def _json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _data(made: Content, shown: Mapping[str, Any]) -> dict[str, Any]:
+def _data(made: Content, limits: Roofs, shown: Mapping[str, Any]) -> dict[str, Any]:
     columns = [*made.rows[0]]
     look = Look(names=made.names)
     return {
         "columns": columns,
         "rows": [[_plain(row.get(name)) for name in columns] for row in made.rows],
         "csv": [column.name for column in COLUMNS],
-        "roofs": made.roofs,
+        "roofs": limits.corners,
         "filters": made.filters,
         "reasons": made.reasons,
         "series": {name: [place(i)[0], SHAPES[shape(i)]] for i, name in enumerate(made.names)},
@@ -105,11 +114,9 @@ def _named(source: Source) -> str:
     return "".join(f"<span>{escape(part)}</span>" for part in (source.name, devices, when) if part)
 
 
-def _note(name: str, made: Content) -> str:
-    if name != "throughput":
-        return ""
-    if made.machines:
-        return f" The line is that of {escape('; '.join(made.machines))}, as <code>attnbench peaks</code> has measured it."
+def _note(limits: Roofs) -> str:
+    if limits.machines:
+        return f" The line is that of {escape('; '.join(limits.machines))}, as <code>attnbench peaks</code> has measured it."
     return " No line is drawn: <code>attnbench peaks</code> has not measured this device on the machine that made the page."
 
 

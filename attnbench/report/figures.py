@@ -54,7 +54,7 @@ class Figure:
 def drawn(figure: Figure, look: Look) -> dict[str, Any]:
     """The figure in Vega-Lite, without its rows."""
     made: dict[str, Any] = figure.draw(look).to_dict()
-    return {**made, "config": look.config}
+    return {**made, "config": look.config, "description": figure.title}
 
 
 # ---------------------------------------------------------------- what they have in common
@@ -167,7 +167,7 @@ def _throughput(look: Look) -> Any:
         "intensity:Q",
         scale=alt.Scale(type="log", nice=False, padding=14),
         axis=_logarithmic(format="~s", tickCount=4),
-        title="operations for each byte that must be moved",
+        title="operations per byte",
     )
     y = alt.Y(
         "flops_per_s:Q",
@@ -405,9 +405,9 @@ FIGURES: Mapping[str, Figure] = {
     "throughput": Figure(
         title="Throughput against the roofline",
         reading="Higher is better. The grey line, where it is known, is the most that this device was seen to do: to the "
-        "left of its bend memory limits, to the right of it matrix products do. How far a point lies below "
-        "the line is what an implementation leaves unused; caches can lift it above the left part. Operations are those of the two matrix products, bytes those "
-        "that every implementation must move.",
+        "left of its bend memory limits, to the right of it matrix products do. How far a point lies below the line is "
+        "what an implementation leaves unused; caches can lift it above the left part. Operations are those of the two "
+        "matrix products, bytes those that every implementation must move.",
         needs=("flops_per_s", "intensity"),
         draw=_throughput,
         by="roof",

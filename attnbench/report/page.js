@@ -58,7 +58,8 @@ const views = new Map();
 const whole = new Set(); // figures of which every panel is wanted
 let turn = 0;
 
-function fitted(name, figure, rows) {
+/** The figure for the space that it has; `less` is what it was found to be too wide by. */
+function fitted(name, figure, rows, less = 0) {
   const element = document.querySelector(`#figure-${name} .drawing`);
   const note = document.querySelector(`#figure-${name} .panels`);
   note.replaceChildren();
@@ -73,7 +74,7 @@ function fitted(name, figure, rows) {
         type: "button", onclick: () => { whole.add(name); update(); },
       }, "show all"));
     }
-    const space = Math.max(element.clientWidth - 12 - figure.room, 180);
+    const space = Math.max(element.clientWidth - 12 - figure.room - less, 150);
     const count = Math.min(Math.max(Math.floor(space / 250), 1), 4, Math.max(panels.length, 1));
     spec.columns = count;
     const width = Math.min(Math.floor((space - 26 * (count - 1)) / count) - 4, 460);
@@ -85,6 +86,11 @@ function fitted(name, figure, rows) {
   return [element, spec, shown.length];
 }
 
+const OPTIONS = {
+  mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
+  logLevel: 1, // errors only: a layer without rows, such as intervals that nobody has, would warn of its scale
+};
+
 async function draw(rows) {
   const mine = ++turn;
   for (const [name, figure] of Object.entries(held.figures)) {
@@ -95,10 +101,12 @@ async function draw(rows) {
       element.replaceChildren("Nothing that is chosen has what this figure shows.");
       continue;
     }
-    const made = await vegaEmbed(element, spec, {
-      mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
-      tooltip: { disableDefaultStyle: true },
-    });
+    let made = await vegaEmbed(element, spec, OPTIONS);
+    const over = element.scrollWidth - element.clientWidth;
+    if (figure.by && over > 0 && mine === turn) { // names at an axis are as long as they are
+      made.finalize();
+      made = await vegaEmbed(element, fitted(name, figure, rows, over + 4)[1], OPTIONS);
+    }
     if (mine !== turn) { made.finalize(); return; }
     views.set(name, made);
   }

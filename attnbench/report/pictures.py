@@ -8,7 +8,7 @@ import vl_convert
 from attnbench.errors import UserError
 from attnbench.report.figures import DATA, FIGURES, drawn
 from attnbench.report.looks import Look
-from attnbench.report.roofs import known
+from attnbench.report.roofs import known, roofs
 from attnbench.report.rows import Row, Source, content
 
 MOST_PANELS = 24
@@ -19,7 +19,7 @@ SCALE = 2
 def picture(sources: Sequence[Source], name: str, *, dark: bool, kind: str) -> bytes:
     """One of `FIGURES` as `png` or `svg`. Raises `UserError` where it would be empty or too large."""
     figure = FIGURES[name]
-    made = content(sources, known(sources))
+    made = content(sources)
     rows = [row for row in made.rows if figure.shows(row)]
     if not rows:
         raise UserError(f"nothing to draw: no row has what `{name}` shows")
@@ -32,12 +32,12 @@ def picture(sources: Sequence[Source], name: str, *, dark: bool, kind: str) -> b
     names = [n for n in made.names if any(row["implementation"] == n for row in rows)]
     columns = min(3 if count > 4 else 2, count)
     look = Look(names=names, theme="dark" if dark else "light", columns=max(columns, 1), width=270)
-    spec = drawn(figure, look)
-    told = [", ".join(made.common), *([", ".join(made.machines)] if name == "throughput" else [])]
-    spec |= {
+    limits = roofs(rows, known(rows))
+    told = [", ".join(made.common), *([", ".join(limits.machines)] if name == "throughput" else [])]
+    spec = drawn(figure, look) | {
         "title": {"text": figure.title, "subtitle": [line for line in told if line]},
         "padding": 22,
-        "datasets": {DATA: [_finite(row) for row in (*rows, *made.roofs)]},
+        "datasets": {DATA: [_finite(row) for row in (*rows, *limits.corners)]},
     }
     svg = vl_convert.vegalite_to_svg(spec)
     if kind == "svg":

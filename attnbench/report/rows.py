@@ -7,7 +7,6 @@ from typing import Any
 
 from attnbench import results
 from attnbench.estimates import Interval
-from attnbench.peaks import Peaks
 from attnbench.problem import Direction, Problem
 from attnbench.records import Accuracy, Result, Run, Status
 from attnbench.tables.axes import JOB_AXES, PROBLEM_AXES, said, values_of
@@ -49,17 +48,10 @@ class Content:
     """What all cells have in common."""
     reasons: tuple[tuple[str, str], ...]
     """Status and words of each reason; a row's `note` is an index."""
-    roofs: tuple[Row, ...] = ()
-    """Corners of the roofs, for the figure of throughput."""
-    machines: tuple[str, ...] = ()
-    """Whose peaks the roofs are."""
 
 
-def content(sources: Sequence[Source], peaks: Mapping[tuple[str, int], Peaks]) -> Content:
-    """The rows of some runs; `peaks` are those of a device's model with so many threads (0 on CUDA).
-
-    Raises `UserError` for a problem that is none.
-    """
+def content(sources: Sequence[Source]) -> Content:
+    """The rows of some runs. Raises `UserError` for a problem that is none."""
     found = [(source, result) for source in sources for result in source.results]
     axes = [{"run": source.name, **values_of(result)} for source, result in found]
     varied = [name for name in ("run", *JOB_AXES, *PROBLEM_AXES) if len({a[name] for a in axes}) > 1]
@@ -92,7 +84,6 @@ def content(sources: Sequence[Source], peaks: Mapping[tuple[str, int], Peaks]) -
             row |= _ratio(result, before)
         rows.append(row)
     timed = dict.fromkeys(row["implementation"] for row in rows if row["median_s"] is not None)
-    lines, machines = _roofs(rows, peaks)
     return Content(
         rows=tuple(rows),
         names=tuple({**timed, **dict.fromkeys(row["implementation"] for row in rows)}),
@@ -103,8 +94,6 @@ def content(sources: Sequence[Source], peaks: Mapping[tuple[str, int], Peaks]) -
             if name not in varied and axes[0][name]
         ),
         reasons=tuple((str(note.status), short(note.cells[0].reason, 400)) for note in notes.values()),
-        roofs=lines,
-        machines=machines,
     )
 
 
@@ -137,27 +126,24 @@ def _derived(result: Result, row: Row) -> Row:
         "rate": None if rate is None else rate_text(rate, "FLOP"),
         "workspace": None if memory is None else bytes_text(memory.workspace_bytes),
         "intensity": row["flops"] / row["least_bytes"] if row["flops"] and row["least_bytes"] else None,
-        "share": None
-        if result.accuracy is None
-        else budget_share(result.accuracy, Direction(row["direction"])),
+        "share": budget_share(result.accuracy, Direction(row["direction"])) if result.accuracy else None,
         "ratio": None,
         "ratio_low": None,
         "ratio_high": None,
     }
 
 
-def budget_share(accuracy: Accuracy, direction: Direction) -> float:
+def budget_share(accuracy: Accuracy, direction: Direction) -> float | None:
     """The error over what is allowed: the larger of worst row and whole tensor; above 1 is wrong.
 
+    None where nothing is allowed, which only a file says that was not written by attnbench.
     With gradients a row holds the largest errors of several tensors, each with factors of its own: then it is the
     share of the loosest, and the true one may be larger.
     """
     plain = direction in (Direction.FORWARD, Direction.INFERENCE)
     row, rms = (max(f[i] for n, f in FACTORS.items() if not plain or n == "out") for i in (0, 1))
-    return max(
-        accuracy.row / (row * accuracy.yardstick_row),
-        accuracy.rms / (rms * accuracy.yardstick_rms),
-    )
+    allowed = row * accuracy.yardstick_row, rms * accuracy.yardstick_rms
+    return max(accuracy.row / allowed[0], accuracy.rms / allowed[1]) if all(allowed) else None
 
 
 def _ratio(result: Result, base: Result) -> Row:
@@ -177,34 +163,3 @@ def _filters(rows: Sequence[Row], varied: Sequence[str]) -> dict[str, tuple[str,
         if len(values) > 1:
             found[name] = tuple(values)
     return found
-
-
-def _roofs(
-    rows: Sequence[Row], peaks: Mapping[tuple[str, int], Peaks]
-) -> tuple[tuple[Row, ...], tuple[str, ...]]:
-    """The corners of each roof over the intensities that its rows have, with its bend."""
-    lines, machines = [], {}
-    for roof in dict.fromkeys(row["roof"] for row in rows):
-        below = [row for row in rows if row["roof"] == roof and row["flops_per_s"] and row["intensity"]]
-        keys = {machine(row) for row in below}
-        known = peaks.get(keys.pop()) if len(keys) == 1 else None  # of several devices there is none
-        if not below or known is None:
-            continue
-        most, rate = known.flops_limit(_dtype(below[0])), max(known.bytes_per_s.values(), default=None)
-        if not most or not rate:
-            continue
-        machines[known.identity] = None
-        low, high = (f(row["intensity"] for row in below) for f in (min, max))
-        bend = most / rate
-        ends = (min(low, bend) / 1.5, bend, max(high, bend) * 1.5)
-        lines += [{"roof": roof, "intensity": x, "limit": min(most, rate * x)} for x in ends]
-    return tuple(lines), tuple(machines)
-
-
-def machine(row: Row) -> tuple[str, int]:
-    """What peaks are known by: a device's model, and its threads where it is a CPU."""
-    return row["device_name"] or "", 0 if row["device"].startswith("cuda") else row["threads"]
-
-
-def _dtype(row: Row) -> Any:
-    return Problem.parse(row["problem"]).dtype
