@@ -480,7 +480,10 @@ def test_a_plot_shows_the_cells_that_are_asked_for(capsys: pytest.CaptureFixture
         (["plot", "made", "-o", "a.png", "--figure", "ratio"], "nothing to draw"),
         (["plot", "made", "-o", "a.png", "--where", "mask"], "no value in `mask`"),
         (["plot", "made", "-o", "a.png", "--where", "masks=full"], "did you mean `mask`?"),
-        (["plot", "made", "-o", "a.png", "--where", "mask=window"], "no cell agrees with every --where and --only"),
+        (
+            ["plot", "made", "-o", "a.png", "--where", "mask=window"],
+            "no cell agrees with every --where and --only",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(

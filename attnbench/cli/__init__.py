@@ -67,7 +67,11 @@ def _stored(verb: argparse.ArgumentParser) -> None:
         "run", nargs="+", help="runs' folders or results.csv; the others are held against the first"
     )
     verb.add_argument(
-        "--where", action="append", default=[], metavar="AXIS=VALUE,...", help="only cells such as mask=causal"
+        "--where",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUE,...",
+        help="only cells such as mask=causal",
     )
     verb.add_argument(
         "--only",
@@ -136,7 +140,9 @@ def parser() -> argparse.ArgumentParser:
 
     page = verbs.add_parser("report", help="write runs as one HTML file with figures, filters and tables")
     _stored(page)
-    page.add_argument("-o", "--output", metavar="FILE.html", help="default: report.html in the first run's folder")
+    page.add_argument(
+        "-o", "--output", metavar="FILE.html", help="default: report.html in the first run's folder"
+    )
 
     plot = verbs.add_parser("plot", help="draw one figure of a run as a picture")
     _stored(plot)

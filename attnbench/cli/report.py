@@ -37,9 +37,7 @@ def sources(arguments: argparse.Namespace) -> list[report.Source]:
         name = run.run_id or path.resolve().stem
         count = sum(source.run.run_id == run.run_id for source in found)
         chosen = [row for row in rows if _agrees(row, wanted)]
-        found.append(
-            report.Source(name=f"{name} ({count + 1})" if count else name, run=run, results=chosen)
-        )
+        found.append(report.Source(name=f"{name} ({count + 1})" if count else name, run=run, results=chosen))
     found = [source for source in found if source.results]
     if not found:
         raise UserError("no cell agrees with every --where and --only", hint="`attnbench show` lists them")
@@ -51,7 +49,9 @@ def _condition(text: str) -> tuple[str, Sequence[str]]:
     name, equals, values = text.partition("=")
     axes = [axis for axis in AXES if axis not in SHAPE]
     if not equals:
-        raise UserError(f"--where: no value in `{text}`", hint="give an axis and a value, such as mask=causal")
+        raise UserError(
+            f"--where: no value in `{text}`", hint="give an axis and a value, such as mask=causal"
+        )
     if name not in axes:
         raise UserError(f"--where: unknown axis `{name}`", hint=suggestion(name, axes))
     return name, values.split(",")

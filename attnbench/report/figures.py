@@ -60,9 +60,9 @@ def drawn(figure: Figure, look: Look) -> dict[str, Any]:
 # ---------------------------------------------------------------- what they have in common
 
 
-def _colored(look: Look, field: str = "implementation") -> alt.Color:
+def _colored(look: Look) -> alt.Color:
     scale = alt.Scale(domain=[*look.names], range=look.colors)
-    return alt.Color(f"{field}:N", scale=scale, title=None, legend=_legend(look))
+    return alt.Color("implementation:N", scale=scale, title=None, legend=_legend(look))
 
 
 def _legend(look: Look) -> alt.Legend | None:
@@ -77,17 +77,16 @@ def _shaped(look: Look) -> alt.Shape:
     return alt.Shape("implementation:N", scale=scale, title=None, legend=_legend(look))
 
 
-def _length(**more: Any) -> alt.X:
+def _length() -> alt.X:
     axis = alt.Axis(labelExpr=LENGTH, labelOverlap="greedy", tickCount=5)
-    return alt.X(
-        "length:Q", scale=alt.Scale(type="log", base=2, nice=False, padding=14), axis=axis, **more
-    ).title("sequence length (keys)")
+    scale = alt.Scale(type="log", base=2, nice=False, padding=14)
+    return alt.X("length:Q", scale=scale, axis=axis, title="sequence length (keys)")
 
 
-def _si(unit: str, **more: Any) -> alt.Axis:
+def _si(unit: str) -> alt.Axis:
     """Ticks such as `10 ms`; Vega thins the labels of a logarithm out by emptying them."""
     spaced = "replace(datum.label, regexp('^([0-9.]+)'), '$1 ')"
-    return _logarithmic(format="~s", labelExpr=f"datum.label ? {spaced} + '{unit}' : ''", tickCount=5, **more)
+    return _logarithmic(format="~s", labelExpr=f"datum.label ? {spaced} + '{unit}' : ''", tickCount=5)
 
 
 def _logarithmic(**more: Any) -> alt.Axis:
@@ -96,23 +95,18 @@ def _logarithmic(**more: Any) -> alt.Axis:
     return alt.Axis(gridOpacity=labelled, tickOpacity=labelled, **more)
 
 
-def _tooltip(*first: alt.Tooltip) -> list[alt.Tooltip]:
-    fields = {
-        "implementation": "",
-        "problem": "",
-        "run": "",
-        "time": "time",
-        "grade": "",
-        "rate": "throughput",
-        "workspace": "",
-    }
-    return [alt.Tooltip(f"{name}:N", title=title or name) for name, title in fields.items()] + [*first]
+def _tooltip(*more: alt.Tooltip) -> list[alt.Tooltip]:
+    names = ("implementation", "problem", "run", "time", "grade", "rate", "workspace")
+    return [*(alt.Tooltip(f"{name}:N", title=name) for name in names), *more]
 
 
-def _panels(chart: Any, look: Look, field: str = "panel", at: str = "panel_at", **more: Any) -> Any:
+def _panels(chart: Any, look: Look, field: str = "panel") -> Any:
+    """Small multiples by a field, in the order of the plan."""
     header = alt.Header(labelExpr="split(datum.label, '\\n')", labelAnchor="start", labelAlign="left")
-    facet = alt.Facet(f"{field}:N", title=None, header=header, sort=alt.EncodingSortField(field=at, op="min"))
-    return chart.facet(facet=facet, columns=look.columns, data=alt.NamedData(name=DATA), **more)
+    facet = alt.Facet(
+        f"{field}:N", title=None, header=header, sort=alt.EncodingSortField(field="panel_at", op="min")
+    )
+    return chart.facet(facet=facet, columns=look.columns, data=alt.NamedData(name=DATA))
 
 
 def _hover() -> alt.Parameter:
@@ -182,7 +176,7 @@ def _throughput(look: Look) -> Any:
         .encode(y=alt.Y("limit:Q"))
     )
     points = _points(base.transform_filter("isValid(datum.flops_per_s)"), look, hover)
-    return _panels(alt.layer(roof, points), look, "roof", "panel_at").transform_filter(
+    return _panels(alt.layer(roof, points), look, "roof").transform_filter(
         "isValid(datum.limit) || isValid(datum.flops_per_s) && isValid(datum.intensity)"
     )
 

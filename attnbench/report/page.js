@@ -86,8 +86,15 @@ function fitted(name, figure, rows, less = 0) {
   return [element, spec, shown.length];
 }
 
+/** What is known about a mark; `escaped` makes text of HTML. */
+function tip(fields, escaped) {
+  const told = Object.entries(fields).filter(([, value]) => !["", "null", "undefined"].includes(text(value)));
+  return `<table>${told.map(([name, value]) => `<tr><td class="key">${escaped(name)}</td><td>${escaped(text(value))}</td></tr>`).join("")}</table>`;
+}
+
 const OPTIONS = {
-  mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
+  mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
+  tooltip: { disableDefaultStyle: true, formatTooltip: tip },
   logLevel: 1, // errors only: a layer without rows, such as intervals that nobody has, would warn of its scale
 };
 

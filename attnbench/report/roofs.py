@@ -46,7 +46,8 @@ def roofs(rows: Sequence[Row], of: Mapping[Machine, Peaks]) -> Roofs:
         bend = most / rate
         low, high = (end(bend, *(row["intensity"] for row in below)) for end in (min, max))
         corners += [
-            {"roof": roof, "intensity": x, "limit": min(most, rate * x)} for x in (low / 1.5, bend, high * 1.5)
+            {"roof": roof, "intensity": x, "limit": min(most, rate * x)}
+            for x in (low / 1.5, bend, high * 1.5)
         ]
     return Roofs(corners=tuple(corners), machines=tuple(machines))
 
