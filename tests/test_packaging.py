@@ -46,12 +46,14 @@ def test_the_wheel_holds_every_module_the_suites_and_the_license(wheel: ZipFile)
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "attnbench").rglob("*.py")} <= names
     assert {f"attnbench/shipped_suites/{path.name}" for path in (ROOT / "suites").glob("*.yaml")} <= names
     assert "attnbench/py.typed" in names
+    assert {f"attnbench/report/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert "Apache License" in read(wheel, ".dist-info/licenses/LICENSE")
 
 
 def test_the_wheel_holds_nothing_else(wheel: ZipFile) -> None:
     allowed = re.compile(
-        r"attnbench/.+\.py|attnbench/py\.typed|attnbench/shipped_suites/.+\.yaml|.+\.dist-info/.+"
+        r"attnbench/.+\.py|attnbench/py\.typed|attnbench/report/page\.(html|css|js)"
+        r"|attnbench/shipped_suites/.+\.yaml|.+\.dist-info/.+"
     )
     assert [name for name in wheel.namelist() if not allowed.fullmatch(name)] == []
 
@@ -93,7 +95,9 @@ def test_what_is_tested_is_pinned_once() -> None:
     pinned = [line.split("==")[0].lower() for line in lines if "==" in line]
     assert len(pinned) == len(lines) == len(set(pinned))
     extras = PROJECT["optional-dependencies"]
-    assert set(pinned) >= names([*PROJECT["dependencies"], *extras["test"], *extras["lint"]])
+    assert set(pinned) >= names(
+        [*PROJECT["dependencies"], *extras["report"], *extras["browser"], *extras["lint"]]
+    ) | (names(extras["test"]) - {"attnbench"})
 
 
 def test_an_installed_attnbench_finds_its_suites_from_any_folder(wheel: ZipFile, tmp_path: Path) -> None:

@@ -77,9 +77,27 @@ def _plugin(verb: argparse.ArgumentParser) -> None:
 
 
 def _stored(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("run", help="a run's folder or its results.csv")
     _names(verb)
+    verb.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="AXIS=VALUE,...",
+        help="only cells such as mask=causal",
+    )
+
+
+def _ranked(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", help="a run's folder or its results.csv")
+    _stored(verb)
     verb.add_argument("--format", choices=("table", "markdown", "csv", "json"), help="default: table")
+
+
+def _drawn(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "run", nargs="+", help="runs' folders or results.csv; the others are held against the first"
+    )
+    _stored(verb)
 
 
 def _by(verb: argparse.ArgumentParser) -> None:
@@ -154,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     best = verbs.add_parser("best", help="name the fastest right implementation of each problem of a run")
-    _stored(best)
+    _ranked(best)
     best.add_argument("--max-workspace", metavar="BYTES", help="rank only what needs no more, such as 64MiB")
     best.add_argument(
         "--deterministic", action="store_true", help="rank only what gave the same bits in repeated calls"
@@ -167,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
     growth = verbs.add_parser(
         "growth", help="fit time and workspace of a run over length, and find crossovers"
     )
-    _stored(growth)
+    _ranked(growth)
     growth.add_argument(
         "--at",
         action="append",
@@ -185,6 +203,21 @@ def parser() -> argparse.ArgumentParser:
         help="what to write",
     )
     export.add_argument("-o", "--output", metavar="FILE", help="a new file (default: standard output)")
+    page = verbs.add_parser("report", help="write runs as one HTML file with figures, filters and tables")
+    _drawn(page)
+    page.add_argument(
+        "-o", "--output", metavar="FILE.html", help="default: report.html in the first run's folder"
+    )
+
+    plot = verbs.add_parser("plot", help="draw one figure of a run as a picture")
+    _drawn(plot)
+    plot.add_argument("-o", "--output", metavar="FILE.png|svg", required=True)
+    plot.add_argument(
+        "--figure",
+        default="time",
+        help="time, ratio, winners, throughput, memory, workspace or accuracy (default: time)",
+    )
+    plot.add_argument("--dark", action="store_true", help="light on dark")
 
     lists = verbs.add_parser("list", help="implementations and plugins, with the reason where one is missing")
     lists.add_argument(

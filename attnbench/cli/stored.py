@@ -9,6 +9,7 @@ from attnbench import results
 from attnbench.errors import ResultsError, UserError
 from attnbench.problem import suggestion
 from attnbench.records import Result, Run
+from attnbench.tables.axes import AXES, SHAPE, values_of
 
 
 def load(path: str) -> tuple[Run, list[Result]]:
@@ -29,8 +30,13 @@ def load(path: str) -> tuple[Run, list[Result]]:
     return run, rows
 
 
-def chosen(rows: Sequence[Result], only: Sequence[str], without: Sequence[str]) -> list[Result]:
-    """The rows of the implementations that --only takes and --without leaves. Raises `UserError`."""
+def chosen(
+    rows: Sequence[Result], only: Sequence[str], without: Sequence[str], where: Sequence[str]
+) -> list[Result]:
+    """The rows of the implementations that --only takes and --without leaves, and of the cells of --where.
+
+    Raises `UserError`.
+    """
     names = dict.fromkeys(row.cell.implementation for row in rows)
     for option, globs in (("--only", only), ("--without", without)):
         for glob in globs:
@@ -45,4 +51,28 @@ def chosen(rows: Sequence[Result], only: Sequence[str], without: Sequence[str]) 
     kept = {name for name in names if matches(name, only or ["*"]) and not matches(name, without)}
     if not kept:
         raise UserError("--without leaves no implementation of this run", hint="loosen --only or --without")
-    return [row for row in rows if row.cell.implementation in kept]
+    wanted = [_condition(text) for text in where]
+    found = [row for row in rows if row.cell.implementation in kept and _agrees(row, wanted)]
+    if not found:
+        raise UserError(
+            "no cell agrees with every --where, --only and --without", hint="`attnbench show` lists them"
+        )
+    return found
+
+
+def _condition(text: str) -> tuple[str, Sequence[str]]:
+    """`mask=causal,full` -> the axis and patterns of its values. Raises `UserError`."""
+    name, equals, values = text.partition("=")
+    axes = [axis for axis in AXES if axis not in SHAPE]
+    if not equals:
+        raise UserError(
+            f"--where: no value in `{text}`", hint="give an axis and a value, such as mask=causal"
+        )
+    if name not in axes:
+        raise UserError(f"--where: unknown axis `{name}`", hint=suggestion(name, axes))
+    return name, values.split(",")
+
+
+def _agrees(row: Result, wanted: Sequence[tuple[str, Sequence[str]]]) -> bool:
+    values = values_of(row) if wanted else {}
+    return all(any(fnmatchcase(values[axis], pattern) for pattern in patterns) for axis, patterns in wanted)
