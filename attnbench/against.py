@@ -84,7 +84,8 @@ class Base:
     cells: tuple[Planned, ...]
     """Under their names in this run."""
     targets: Mapping[str, str]
-    approximate: frozenset[str]
+    approximations: Mapping[str, str]
+    """Implementation -> what it approximates; exact ones are not named."""
     versions: Mapping[str, str]
     """Implementation -> `distribution version` of what it requires."""
     owners: Mapping[str, str]
@@ -93,7 +94,12 @@ class Base:
     """For the fingerprint: Python, torch, and the sources of the plugins."""
 
     def side(self, patient: ForkServer, server: ForkServer) -> Side:
-        return Side(server=server, patient=patient, targets=self.targets, approximate=self.approximate)
+        return Side(
+            server=server,
+            patient=patient,
+            targets=self.targets,
+            approximate=frozenset(self.approximations),
+        )
 
 
 def ask(
@@ -149,9 +155,8 @@ def ask(
         cells=tuple(cells),
         **{
             field: {name + SUFFIX: value for name, value in answer[field].items()}
-            for field in ("targets", "versions", "owners")
+            for field in ("targets", "versions", "owners", "approximations")
         },
-        approximate=frozenset(name + SUFFIX for name in answer["approximate"]),
         facts=answer["facts"],
     )
 
@@ -204,7 +209,7 @@ def _described(message: Mapping[str, Any]) -> dict[str, Any]:
         "targets": {name: plugin.target for name, plugin in owners.items()},
         "owners": {name: plugin.owner.plugin for name, plugin in owners.items()},
         "versions": {name: requirements(one)[0] for name, one in found.items()},
-        "approximate": [name for name, one in found.items() if one.approximation],
+        "approximations": {name: text for name, one in found.items() if (text := one.approximation)},
         "facts": {"python": platform.python_version(), "torch": version("torch"), **sources},
     }
 

@@ -43,8 +43,8 @@ def make(
     facts |= probed
     facts["plugins"] = {p.owner.plugin: told for p in registry.plugins if (told := dict(p.environment()))}
     names = {str(d): d.name or str(facts["cpu"]["model"] if d.kind == "cpu" else "") for d in plan.devices}
-    names_used = dict.fromkeys(p.cell.implementation for p in plan.cells)
-    used = [name for name in names_used if name in registry.implementations]
+    named = dict.fromkeys(p.cell.implementation for p in plan.cells)
+    used = [name for name in named if name in registry.implementations]  # the others are the base's
     versions = {name: requirements(registry.implementations[name])[0] for name in used}
     owners = {name: registry.owners[name].owner for name in used}
     return Run(
@@ -65,7 +65,8 @@ def make(
         versions={**versions, **(base.versions if base else {})},
         owners={**{name: owner.plugin for name, owner in owners.items()}, **(base.owners if base else {})},
         device_names=names,
-        approximations={n: text for n in used if (text := registry.implementations[n].approximation)},
+        approximations={n: text for n in used if (text := registry.implementations[n].approximation)}
+        | dict(base.approximations if base else {}),
     )
 
 
