@@ -127,7 +127,10 @@ def test_examples_run_plugins_are_right_and_their_tests_pass(page: str, folder: 
 
 def commands(page: str) -> list[str]:
     return [
-        line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("attnbench ")
+        line.partition(" > ")[0]
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("attnbench ")
     ]
 
 
