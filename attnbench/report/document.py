@@ -37,7 +37,7 @@ def page(sources: Sequence[Source]) -> str:
         )
     limits = roofs(made.rows, known(made.rows))
     shown = {name: figure for name, figure in FIGURES.items() if any(map(figure.shows, made.rows))}
-    library = vl_convert.javascript_bundle()
+    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     scripts = [f"<script type=module>{code}</script>" for code in (library, _file("page.js"))]
     sections = "".join(
         f"<figure id=figure-{name}><h2>{escape(figure.title)}</h2>"

@@ -39,7 +39,8 @@ def _facts(run: Run) -> Iterator[tuple[str, Any]]:
     if "logical_cores" in cpu:
         yield "cores", f"{cpu.get('physical_cores')} physical, {cpu['logical_cores']} logical"
     yield "threads", run.fingerprint.get("threads")
-    yield "virtual machine", {True: "yes", False: "no"}.get(cpu.get("hypervisor"))
+    if cpu.get("hypervisor") is not None:
+        yield "virtual machine", "yes" if cpu["hypervisor"] else "no"
     if "total_bytes" in memory:
         yield "memory", bytes_text(memory["total_bytes"])
     if average := load.get("average"):

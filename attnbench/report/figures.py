@@ -30,6 +30,8 @@ BYTES = " : ".join(
 )
 LEAST_BYTES = 4096
 """A page: less than this is drawn as this, since a logarithm has no zero."""
+LEAST_RATIOS = [0.8, 1.25]
+"""What the axis of ratios shows at least, lest differences of nothing fill the panel."""
 PARTS = ("inputs", "outputs", "workspace")
 
 
@@ -289,7 +291,7 @@ def _winners(look: Look) -> Any:
     base = (
         alt.Chart(alt.NamedData(name=DATA))
         .transform_filter("isValid(datum.median_s)")
-        .transform_joinaggregate([{"op": "argmin", "field": "median_s", "as": "best"}], groupby=["contest"])
+        .transform_joinaggregate([alt.JoinAggregateFieldDef(op="argmin", field="median_s", **{"as": "best"})], groupby=["contest"])
         .transform_calculate(behind="datum.implementation != datum.best.implementation")
         .transform_calculate(
             tied=f"datum.behind && ({tied}) ? 1 : 0", other="datum.behind ? datum.median_s : null"
@@ -342,7 +344,7 @@ def _ratio(look: Look) -> Any:
     x = alt.X("length:O", axis=alt.Axis(labelExpr=LENGTH, labelAngle=0), title="sequence length (keys)")
     y = alt.Y(
         "ratio:Q",
-        scale=alt.Scale(type="log", nice=False, padding=12),
+        scale=alt.Scale(type="log", nice=False, domain=alt.DomainUnionWith(unionWith=LEAST_RATIOS)),
         axis=_logarithmic(format="~g", tickCount=5, labelExpr="datum.label ? datum.label + '×' : ''"),
         title="time over that of the first run",
     )
