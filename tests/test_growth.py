@@ -170,7 +170,9 @@ def test_wrong_answers_take_no_part() -> None:
 
 def test_an_approximation_is_marked_wherever_it_is_named() -> None:
     (one,), _ = growth.series(sweep("square", quadratic) + sweep("rough", linear))
-    told = "\n".join(map(tables.sheet_text, growth.sheets(growth.growth(one, (8192,), {"rough": "fewer keys"}))))
+    told = "\n".join(
+        map(tables.sheet_text, growth.sheets(growth.growth(one, (8192,), {"rough": "fewer keys"})))
+    )
 
     assert told.count("~rough") == told.count("rough") == 4
     assert "~rough: an approximation: fewer keys" in told

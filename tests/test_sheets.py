@@ -1,9 +1,9 @@
 """Plain tables of lines."""
 
 import pytest
+from test_tables import UGLY
 
 from attnbench.tables import Sheet, sheet_markdown, sheet_text
-from test_tables import UGLY
 
 SHEET = Sheet(
     title="Who is who",
@@ -11,7 +11,13 @@ SHEET = Sheet(
     heads=("dtype", "mask", "name", "time", "remark"),
     rows=(
         ("float32", "full", "a", "12.5 ms", "short"),
-        ("float32", "causal", "bb", "7 us", "so long that it needs further lines on a terminal of eighty columns, or more"),
+        (
+            "float32",
+            "causal",
+            "bb",
+            "7 us",
+            "so long that it needs further lines on a terminal of eighty columns, or more",
+        ),
         ("float16", "causal", "bb", "", ""),
     ),
     axes=2,
@@ -40,7 +46,11 @@ def test_axes_become_captions_only_where_there_is_no_room_and_stand_once() -> No
     wide, narrow = (sheet_text(SHEET, width=width).splitlines() for width in (200, 55))
 
     assert not any(line.startswith("float32") for line in wide)
-    assert [line for line in narrow if not line.startswith(" ")][2:5] == ["float32", "float16", SHEET.legend[0]]
+    assert [line for line in narrow if not line.startswith(" ")][2:5] == [
+        "float32",
+        "float16",
+        SHEET.legend[0],
+    ]
 
 
 def test_a_sheet_without_rows_is_its_title_and_its_legend() -> None:

@@ -75,7 +75,9 @@ def test_overlapping_intervals_are_a_tie_and_the_next_is_the_first_that_is_certa
 
 
 @pytest.mark.parametrize(
-    "vague", [ok(0.03, implementation="v", half=None), graded(ok(0.03, implementation="v"), "C")], ids=["bare", "noisy"]
+    "vague",
+    [ok(0.03, implementation="v", half=None), graded(ok(0.03, implementation="v"), "C")],
+    ids=["bare", "noisy"],
 )
 def test_a_slower_time_that_is_not_known_well_is_named_as_unknown_and_is_not_the_next(vague: Result) -> None:
     one = ranked(ok(0.01), vague, ok(0.05, implementation="b"))
@@ -121,7 +123,9 @@ def test_what_is_not_ok_is_never_ranked(status: Status) -> None:
 
 
 def test_wrong_answers_are_named_below_the_table() -> None:
-    ranking = winners.rank([ok(0.01), bad(implementation="off-by-one", status=Status.WRONG), bad()], {}, Terms())
+    ranking = winners.rank(
+        [ok(0.01), bad(implementation="off-by-one", status=Status.WRONG), bad()], {}, Terms()
+    )
 
     told = tables.sheet_text(winners.sheets(ranking)[0], width=200)
     assert "never ranked: 1 wrong (off-by-one), 1 unsupported; `attnbench show` says why" in told

@@ -97,7 +97,9 @@ def _json(entries: Sequence[Mapping[str, Any]], run_id: str) -> str:
 
 
 def _csv(entries: Sequence[Mapping[str, Any]], run_id: str) -> str:
-    rows = [{"run": run_id, **entry, **{k: " ".join(entry[k]) for k in ("tied", "unknown")}} for entry in entries]
+    rows = [
+        {"run": run_id, **entry, **{k: " ".join(entry[k]) for k in ("tied", "unknown")}} for entry in entries
+    ]
     return csv_text([*rows[0]], rows)
 
 

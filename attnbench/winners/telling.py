@@ -67,8 +67,7 @@ def document(ranking: Ranking) -> dict[str, Any]:
     return {
         "terms": asdict(ranking.terms),
         "problems": [
-            {**record, **_beside(one)}
-            for one, record in zip(ranking.contests, records(ranking), strict=True)
+            {**record, **_beside(one)} for one, record in zip(ranking.contests, records(ranking), strict=True)
         ],
         "regret": [
             {**dict(zip(JOB_AXES, job, strict=True)), **_regret(regret)}
@@ -208,7 +207,9 @@ def _legend(ranking: Ranking) -> list[str]:
     if ways := dict.fromkeys(gap.way for one in contests for gap in one.gaps if gap.tied):
         lines.append(f"tied: cannot be told apart from it: {', or '.join(ways)}")
     if Verdict.UNSURE in verdicts:
-        lines.append("unsure: the least time, but it, or all others, are too uncertain or noisy to call it the fastest")
+        lines.append(
+            "unsure: the least time, but it, or all others, are too uncertain or noisy to call it the fastest"
+        )
     if any(one.unknown for one in contests):
         lines.append("unknown: slower, but without an interval or noisy, so that they may be faster")
     if not all(trusted(r) for one in contests for r in _named(one)):
@@ -281,7 +282,16 @@ def _regrets(contests: Sequence[Contest], job: Label, place: Layout, labels: Map
     return Sheet(
         title="What it costs to take one implementation for all problems",
         common=job,
-        heads=("implementation", "problems", "won", "or tied", "mean", "worst", *["noisy"] * doubt, "worst at"),
+        heads=(
+            "implementation",
+            "problems",
+            "won",
+            "or tied",
+            "mean",
+            "worst",
+            *["noisy"] * doubt,
+            "worst at",
+        ),
         rows=tuple(rows),
         legend=tuple(lines),
     )
