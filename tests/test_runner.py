@@ -445,7 +445,10 @@ def test_what_is_right_is_judged_once_for_all_modes(make: Make, server: ForkServ
 def test_one_mode_may_end_without_the_other(make: Make) -> None:
     warm, cold = make("spoils-copies", cache="[warm, cold]", devices=[SMALL_CACHE]).run()
     assert warm.status is Status.OK
-    assert (cold.status, cold.reason) == (Status.WRONG, "after it was timed, the inputs were changed by the call")
+    assert (cold.status, cold.reason) == (
+        Status.WRONG,
+        "after it was timed, the inputs were changed by the call",
+    )
 
 
 @pytest.mark.parametrize(("size", "method"), [(1024, "exceeds cache"), (2**20, "flush")])

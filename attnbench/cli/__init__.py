@@ -162,7 +162,9 @@ def parser() -> argparse.ArgumentParser:
         "--format", choices=("table", "markdown", "csv", "json"), default="table", help="(default: table)"
     )
     compare.add_argument(
-        "--margin", metavar="SHARE", help="a change of time that counts as none (default: 3%%, and 1%% of times taken in turns)"
+        "--margin",
+        metavar="SHARE",
+        help="a change of time that counts as none (default: 3%%, and 1%% of times taken in turns)",
     )
     compare.add_argument(
         "--fail-on",

@@ -20,7 +20,9 @@ def main(arguments: argparse.Namespace) -> int:
     )
     run, rows = stored.load(arguments.run)
     ranking = winners.rank(
-        stored.chosen(rows, arguments.only, arguments.without, arguments.where), dict(run.approximations), terms
+        stored.chosen(rows, arguments.only, arguments.without, arguments.where),
+        dict(run.approximations),
+        terms,
     )
     if arguments.emit:
         print(winners.dispatch(ranking, arguments.emit, run.run_id), end="")

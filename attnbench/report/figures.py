@@ -291,7 +291,9 @@ def _winners(look: Look) -> Any:
     base = (
         alt.Chart(alt.NamedData(name=DATA))
         .transform_filter("isValid(datum.median_s)")
-        .transform_joinaggregate([alt.JoinAggregateFieldDef(op="argmin", field="median_s", **{"as": "best"})], groupby=["contest"])
+        .transform_joinaggregate(
+            [alt.JoinAggregateFieldDef(op="argmin", field="median_s", **{"as": "best"})], groupby=["contest"]
+        )
         .transform_calculate(behind="datum.implementation != datum.best.implementation")
         .transform_calculate(
             tied=f"datum.behind && ({tied}) ? 1 : 0", other="datum.behind ? datum.median_s : null"

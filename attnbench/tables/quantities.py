@@ -23,6 +23,7 @@ from attnbench.tables.contests import (
     of_time,
     uncertainty,
 )
+from attnbench.turns import paired
 from attnbench.units import BYTE_RATE_UNITS, BYTE_UNITS, FLOP_RATE_UNITS, TIME_UNITS, number
 
 VIEWS = {

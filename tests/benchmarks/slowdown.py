@@ -56,7 +56,9 @@ def attnbench_implementations():
 def attnbench(*words: str) -> None:
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "attnbench", *words], capture_output=True, text=True)
-    print(f"$ attnbench {' '.join(words)}  # {time.perf_counter() - start:.0f} s, exit code {done.returncode}")
+    print(
+        f"$ attnbench {' '.join(words)}  # {time.perf_counter() - start:.0f} s, exit code {done.returncode}"
+    )
     if words[0] == "compare" or "--against" in words:
         print(done.stdout[done.stdout.find("base  ") :])
     if done.returncode == 2:
