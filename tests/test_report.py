@@ -482,7 +482,7 @@ def test_a_plot_shows_the_cells_that_are_asked_for(capsys: pytest.CaptureFixture
         (["plot", "made", "-o", "a.png", "--where", "masks=full"], "did you mean `mask`?"),
         (
             ["plot", "made", "-o", "a.png", "--where", "mask=window"],
-            "no cell agrees with every --where and --only",
+            "no cell agrees with every --where, --only and --without",
         ),
     ],
 )

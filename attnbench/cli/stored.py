@@ -18,7 +18,8 @@ def load(path: str) -> tuple[Run, list[Result]]:
     try:
         run, rows = results.load(folder)
     except ResultsError as error:
-        if not error.hint and (folder / results.JOURNAL).exists():
+        broken = not error.hint or results.CSV in error.message
+        if broken and (folder / results.JOURNAL).exists():
             error.hint = f"`attnbench run --resume {folder}` writes the tables again from the journal"
         raise
     if folder.is_dir() and not (folder / results.CSV).exists():

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnbench.against import SUFFIX
 from attnbench.costs import flops, least_bytes
 from attnbench.errors import ResultsError
 from attnbench.problem import Problem
@@ -95,7 +96,8 @@ def row(result: Result, run: Run) -> dict[str, object]:
 
 
 def _repro(cell: Cell, run: Run) -> str:
-    words = ["attnbench", "run", "--problem", cell.problem, "--only", cell.implementation]
+    only = cell.implementation.removesuffix(SUFFIX)
+    words = ["attnbench", "run", "--problem", cell.problem, "--only", only]
     words += ["--set", f"device={cell.device}"]
     measure = {**run.settings.get("measure", {}), "threads": cell.threads, "caches": (cell.cache,)}
     measure.setdefault("preset", Measure().preset)
@@ -118,6 +120,8 @@ def _repro(cell: Cell, run: Run) -> str:
     given = iter(run.command)
     for word in given:
         option, equals, value = word.partition("=")
+        if option == "--against" and cell.implementation.endswith(SUFFIX):
+            words += [option, value if equals else next(given, "")]
         if option == "--plugin" and (source := value if equals else next(given, "")):
             words += ["--plugin", Path(source).name if Path(source).is_absolute() else source]
     return shlex.join(words)
@@ -148,6 +152,7 @@ def csv_text(names: Sequence[str], records: Iterable[Mapping[str, object]]) -> s
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file with their types; None for an empty number, further columns as text."""
+    path = path / CSV if path.is_dir() else path
     header, found = lines(path)
     if "schema" not in header:
         raise ResultsError(f"{path}:1: this is not a results file: it has no column `schema`")
