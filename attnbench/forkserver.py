@@ -189,6 +189,12 @@ class _Server:
         if "scratch" in message:
             self.scratch = message["scratch"]
             return
+        if "load" in message:
+            for name in message["load"]:
+                with contextlib.suppress(Exception):  # the child that needs it tells why
+                    importlib.import_module(name)
+            _settle()
+            return
         if "end" in message:
             pid = message["end"]
             if pid in self.alive:
@@ -258,6 +264,12 @@ class _Server:
         return 0
 
 
+def _settle() -> None:
+    """What has been imported stays: a child's collections then touch no page of the server's."""
+    gc.collect()
+    gc.freeze()
+
+
 def main(argv: Sequence[str]) -> None:
     """Import the modules named after the file descriptor, then serve until the other side closes."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -267,8 +279,7 @@ def main(argv: Sequence[str]) -> None:
         return  # the runner was gone before
     for name in argv[1:]:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # a child's collections then touch no page of the server's
+    _settle()
     _prctl(PR_SET_PDEATHSIG, 0)  # from now on the end of the channel says that the runner is gone
     with contextlib.suppress(BrokenPipeError):
         Channel(control).send({"ready": os.getpid()})
@@ -458,6 +469,11 @@ class ForkServer:
         """Have the server remove the folder `scratch` when it ends, should this process be killed before."""
         self.wait()
         self._tell({"scratch": scratch})
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Have the server import further modules before the next `start`; does not wait for it."""
+        self.wait()
+        self._tell({"load": list(modules)})
 
     def _tell(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         try:

@@ -178,6 +178,9 @@ class Implementation:
     measures with a cold cache it is called once for each copy of the inputs: what is compiled should be shared."""
     requires: tuple[str, ...] = ()
     """Distributions that must be installed; looked up, not imported. Their versions go into the results."""
+    preload: tuple[str, ...] = ()
+    """Modules that take long to import: a run that has a job of it imports them once, and its processes are forked
+    from there. Importing them must start no thread and touch no device; a name that fails is passed over."""
     qkv_format: str = "bshd"
     approximation: str | None = None
     """What is approximated, in words; None for an exact computation."""

@@ -193,6 +193,7 @@ class Runner:
         """All rows in the plan's order. After `KeyboardInterrupt` or the time budget the rest is `not run`."""
         jobs = {job.cell.key for job in self.plan.jobs}
         try:
+            self._preload()
             with Journal(self.folder) as journal:
                 for row in self._rows():
                     if row.status is Status.NOT_RUN:
@@ -208,6 +209,19 @@ class Runner:
             self.done.get(p.cell.key) or Result(cell=p.cell, status=Status.NOT_RUN, reason=reason)
             for p in self.plan.cells
         )
+
+    def _preload(self) -> None:
+        """Have the servers import what takes each process of the jobs that are left long."""
+        found = self.registry.implementations
+        names = {
+            job.cell.implementation.removesuffix(SUFFIX)
+            for job in self.plan.jobs
+            if job.cell.key not in self.done
+        }
+        modules = dict.fromkeys(m for name in sorted(names & found.keys()) for m in found[name].preload)
+        if modules:
+            for server in dict.fromkeys(s for side in self._sides for s in (side.patient, side.server)):
+                server.load(list(modules))
 
     def _rows(self) -> Iterator[Result]:
         for planned in self.plan.cells:
@@ -296,13 +310,17 @@ class Runner:
             approximate=frozenset(name for name, one in found.items() if one.approximation),
         )
 
+    @property
+    def _sides(self) -> list[Side]:
+        return [self._ours, *([self.base] if self.base else [])]
+
     def _side(self, cell: Cell) -> Side:
         return self.base if self.base and cell.implementation.endswith(SUFFIX) else self._ours
 
     @contextlib.contextmanager
     def _judges(self, problem: Problem, device: Device) -> Iterator[Judges]:
         """One for each interpreter: another version of torch may make other inputs of the same seed."""
-        servers = dict.fromkeys(side.patient for side in (self._ours, self.base) if side)
+        servers = dict.fromkeys(side.patient for side in self._sides)
         judges = {server: _Judge(self, server, self._start(problem, device)) for server in servers}
         try:
             yield judges

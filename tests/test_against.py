@@ -132,6 +132,14 @@ def test_each_side_is_judged_for_itself(here: Path) -> None:
     assert status == {"kernel": "ok", "kernel-new": "ok", "kernel@base": "wrong"}
 
 
+def test_sides_that_were_not_measured_whole_are_no_success(here: Path) -> None:
+    words = ("suite.yaml", "--plugin", "new.py", "--against", "plugin=same.py")
+    done = run(here, *words, "--set", "problems.seqlen=[16, 32, 64]", "--time-budget", "1500ms")
+    assert done.returncode == 2, done.stdout
+    assert "the sides were not compared: the time budget of 1.50 s was spent" in done.stderr
+    assert "go on with: attnbench run --resume run" in done.stderr
+
+
 def test_a_run_of_two_sides_is_resumed(here: Path) -> None:
     words = ["--plugin", "new.py", "--against", "plugin=same.py"]
     run(here, "suite.yaml", *words)

@@ -553,6 +553,25 @@ def test_compiled_naive_says_where_inductor_has_put_sdpa(mask: str, kernel: str)
         assert "aten::_softmax" not in seen
 
 
+COUNTED = """
+import importlib, os, sys
+import torch
+def seen():
+    me = os.getpid()
+    return len(os.listdir("/proc/self/task")), open(f"/proc/self/task/{me}/children").read()
+before = seen()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert seen() == before, (before, seen())
+"""
+
+
+def test_what_is_loaded_ahead_starts_no_thread_and_no_process() -> None:
+    names = {module for one in IMPLEMENTATIONS.values() for module in one.preload}
+    assert names
+    subprocess.run([sys.executable, "-W", "ignore", "-c", COUNTED, *sorted(names)], check=True)
+
+
 @pytest.mark.parametrize("name", COMPILED)
 def test_copies_of_the_inputs_share_what_is_compiled(name: str) -> None:
     problem = Problem.parse(f"{SHAPES[0]} dtype=float32 mask=causal")

@@ -1,6 +1,6 @@
 """The page of a report as a browser shows it, opened from the disk.
 
-Needs a Chromium of the system (`apt-get install chromium`) and the extra `attnbench[browser]`; skipped without.
+Needs a Chromium of the system (`apt-get install chromium`); skipped without.
 `ATTNBENCH_SCREENSHOTS=FOLDER` keeps the screenshots.
 """
 
@@ -21,7 +21,7 @@ from attnbench.report.rows import Source
 
 pytest.importorskip("altair", reason="altair is not installed: pip install 'attnbench[report]'")
 playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'attnbench[browser]'"
+    "playwright.sync_api", reason="playwright is not installed: pip install 'attnbench[test]'"
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch.nn.attention.flex_attention import BlockMask
 
+_PRELOAD = ("torch._inductor.compile_fx", "torch.nn.attention.flex_attention")
+
 
 @hookimpl
 def attnbench_implementations() -> Iterable[Implementation]:
@@ -35,6 +37,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=_capabilities("float64", "float32", "float16", "bfloat16"),
         prepare=_prepare_naive,
         requires=("torch",),
+        preload=_PRELOAD,
         qkv_format="bhsd",
         unavailable=_unavailable,
     )
@@ -44,6 +47,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=_capabilities("float32", "float16", "bfloat16"),
         prepare=_prepare_flex,
         requires=("torch",),
+        preload=_PRELOAD,
         qkv_format="bhsd",
         objection=_flex_objection,
         unavailable=_unavailable,
@@ -54,6 +58,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=_capabilities("float64", "float32", "float16", "bfloat16"),
         prepare=_prepare_flex_eager,
         requires=("torch",),
+        preload=_PRELOAD,
         qkv_format="bhsd",
         objection=_flex_eager_objection,
         unavailable=_disabled,

@@ -131,6 +131,11 @@ def main(arguments: argparse.Namespace) -> int:
         shutil.rmtree(folder / runner.CACHE, ignore_errors=True)
     if job.stopped == "interrupted":
         return INTERRUPTED
+    if against and job.stopped:
+        raise UserError(
+            f"the sides were not compared: {job.stopped}",
+            hint="go on with the run: a part of it is no verdict",
+        )
     ours = [row for row in rows if not row.cell.implementation.endswith(SUFFIX)]
     return max(_code(ours, arguments.strict), int(regressed))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from attnbench import plan, plugins, runner, suites
-from attnbench.environment import available_cores
+from attnbench.environment import available_cores, last_level_cache
 from attnbench.forkserver import ForkServer
+from attnbench.implementation import Device
 from attnbench.records import Result, Timing
 
 PLUGIN = "attnbench.selftest.specimens"
@@ -53,7 +54,8 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
     ) -> dict[str, Result]:
         """As `Measures.measure`. Raises `UserError`."""
         suite = suites.suite_of_problem(problem, ["measure.preset=quick", *settings])
-        devices = plan.resolve(suite.devices)
+        cpu = Device(kind="cpu", cache_bytes=last_level_cache(threads) or 0)
+        devices = plan.resolve(suite.devices, [cpu])
         made = plan.make(suite, self._registry, devices=devices, threads=threads, only=names)
         with tempfile.TemporaryDirectory(prefix="attnbench-selftest-") as folder:
             rows = runner.Runner(

@@ -14,6 +14,11 @@ def echo(channel: Any) -> None:
         channel.send({"echo": message, "pid": os.getpid()})
 
 
+def loaded(channel: Any) -> None:
+    while (message := channel.receive()) is not None:
+        channel.send({"loaded": message["module"] in sys.modules})
+
+
 def leave(channel: Any) -> None:
     channel.receive()
     process = subprocess.Popen(["sleep", "60"], start_new_session=True)
