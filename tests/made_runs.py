@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from attnbench.problem import Problem
-from attnbench.records import Accuracy, Cell, Memory, Result, Run, Status, Timing
+from attnbench.records import Accuracy, Block, Cell, Memory, Result, Run, Status, Timing
 from attnbench.results import SCHEMA
 
 
@@ -14,12 +14,13 @@ def problem(seqlen: int = 512, rest: str = "heads=8 head_dim=64") -> str:
 def ok(
     seconds: float = 1e-3,
     text: str = "",
-    implementation: str = "kernel",
+    implementation: str = "a",
     *,
     half: float | None = 0.01,
     error: float = 1e-7,
     yardstick: float = 1e-7,
-    workspace: int = 2**20,
+    workspace: int | None = 2**20,
+    blocks: tuple[Block, ...] = (),
     **cell: str | int,
 ) -> Result:
     """A right result; its interval is `half` of the median wide to each side, its errors are all `error`."""
@@ -44,7 +45,10 @@ def ok(
             first_call_s=0.0,
             grade="A",
         ),
-        memory=Memory(input_bytes=3 * 2**20, output_bytes=2**20, workspace_bytes=workspace, method="rss"),
+        blocks=blocks,
+        memory=None
+        if workspace is None
+        else Memory(input_bytes=3 * 2**20, output_bytes=2**20, workspace_bytes=workspace, method="rss"),
         accuracy=Accuracy(
             row=error,
             rms=error,
@@ -59,7 +63,7 @@ def ok(
 
 def bad(
     text: str = "",
-    implementation: str = "other",
+    implementation: str = "b",
     status: Status = Status.UNSUPPORTED,
     reason: str = "no grouped heads",
     **cell: str | int,

@@ -7,12 +7,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from made_runs import bad, ok, problem
 from rich.cells import cell_len
 
 from attnbench import estimates, tables
 from attnbench.errors import UserError
 from attnbench.problem import Problem
-from attnbench.records import Block, Cell, Memory, Result, Status, Timing
+from attnbench.records import Block, Memory, Result, Status
 
 UGLY = (
     "a|b",
@@ -28,63 +29,6 @@ UGLY = (
     "esc\x1b[31m",
     "a" * 70,
 )
-
-
-def problem(seqlen: int = 512, rest: str = "heads=8 head_dim=64") -> str:
-    return Problem.parse(f"seqlen={seqlen} {rest}").text
-
-
-def ok(
-    seconds: float,
-    text: str = "",
-    implementation: str = "a",
-    *,
-    half: float | None = 0.01,
-    workspace: int | None = 2**20,
-    blocks: tuple[Block, ...] = (),
-    **cell: str | int,
-) -> Result:
-    """A result whose interval is `half` of its median wide to each side."""
-    low, high = (None, None) if half is None else (seconds * (1 - half), seconds * (1 + half))
-    return Result(
-        cell=_cell(text, implementation, **cell),
-        status=Status.OK,
-        timing=Timing(
-            median_s=seconds,
-            ci95_low_s=low,
-            ci95_high_s=high,
-            p20_s=seconds,
-            p80_s=seconds,
-            min_s=seconds,
-            mad_s=0.0,
-            n=100,
-            n_flagged=0,
-            rounds=8,
-            launches=1,
-            inner=1,
-            stop_reason="interval within 1%",
-            setup_s=0.0,
-            first_call_s=0.0,
-        ),
-        blocks=blocks,
-        memory=None
-        if workspace is None
-        else Memory(input_bytes=3 * 2**20, output_bytes=2**20, workspace_bytes=workspace, method="rss"),
-    )
-
-
-def bad(
-    text: str = "",
-    implementation: str = "b",
-    status: Status = Status.UNSUPPORTED,
-    reason: str = "no grouped heads",
-    **cell: str | int,
-) -> Result:
-    return Result(cell=_cell(text, implementation, **cell), status=status, reason=reason)
-
-
-def _cell(text: str, implementation: str, device: str = "cpu", threads: int = 2) -> Cell:
-    return Cell(problem=text or problem(), implementation=implementation, device=device, threads=threads)
 
 
 def grid_of(table: tables.Table, part: int = 0) -> dict[tuple[str, str], str]:

@@ -9,7 +9,7 @@ from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA
 from attnbench.results.folder import compatible, create, read_header, write_header
 from attnbench.results.journal import Journal, read_journal
 from attnbench.results.outcomes import KEY, CellKey, Outcome, outcome, outcomes
-from attnbench.results.table import csv_text, frame, read_csv, read_results, row, write_csv
+from attnbench.results.table import csv_text, frame, problem_axes, read_csv, read_results, row, write_csv
 
 __all__ = [
     "COLUMNS",
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "load_outcomes",
     "outcome",
+    "problem_axes",
     "read_csv",
     "read_header",
     "read_journal",

@@ -27,9 +27,8 @@ LONGEST_REASON = 2000
 """Characters of a reason in the CSV; the journal has all of it. (A spreadsheet's cell holds 32,767.)"""
 
 
-@lru_cache(maxsize=4096)
-def _axes(text: str) -> Mapping[str, object]:
-    """The columns that follow from the problem alone."""
+def problem_axes(text: str) -> dict[str, object]:
+    """What the text of a problem says, by the names of columns; lengths are None where they differ in the batch."""
     problem = Problem.parse(text)
     seqlen_q, seqlen_kv = problem.uniform or (None, None)
     return {
@@ -47,9 +46,14 @@ def _axes(text: str) -> Mapping[str, object]:
         "modifiers": problem.modifiers_text,
         "layout": str(problem.layout),
         "direction": problem.direction.value,
-        "flops": flops(problem),
-        "least_bytes": least_bytes(problem),
     }
+
+
+@lru_cache(maxsize=4096)
+def _derived(text: str) -> Mapping[str, object]:
+    """The columns that follow from the problem alone."""
+    problem = Problem.parse(text)
+    return {**problem_axes(text), "flops": flops(problem), "least_bytes": least_bytes(problem)}
 
 
 def _part(kind: type[Any], value: Any, names: Mapping[str, str]) -> dict[str, object]:
@@ -64,7 +68,7 @@ _MEMORY = {"method": "memory_method"}
 
 def row(result: Result, run: Run) -> dict[str, object]:
     """One row of `results.csv`: every column in order, `""` where there is nothing to say."""
-    cell, axes = result.cell, _axes(result.cell.problem)
+    cell, axes = result.cell, _derived(result.cell.problem)
     median = result.timing.median_s if result.timing else None
     rates = {
         f"{name}_per_s": amount / median if median and isinstance(amount, int | float) else None

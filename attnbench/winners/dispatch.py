@@ -7,7 +7,7 @@ from typing import Any
 from attnbench import __version__
 from attnbench.errors import UserError
 from attnbench.problem import Problem
-from attnbench.results import csv_text
+from attnbench.results import csv_text, problem_axes
 from attnbench.tables.axes import JOB_AXES
 from attnbench.tables.contests import of_time
 from attnbench.winners.ranking import Contest, Ranking
@@ -23,27 +23,15 @@ _AS = (("head_dim_v", "head_dim"), ("kv_dtype", "dtype"))
 
 def _axes(one: Contest) -> dict[str, Any]:
     """The values by which a program chooses, as it has them: numbers as such."""
-    problem = Problem.parse(one.cell.problem)
-    seqlen_q, seqlen_kv = problem.uniform or (None, None)
+    problem, axes = Problem.parse(one.cell.problem), problem_axes(one.cell.problem)
+    lengths = {name: axes.pop(name) for name in LENGTHS}
     return {
         **{name: getattr(one.cell, name) for name in JOB_AXES},
-        "mechanism": str(problem.mechanism),
-        "direction": problem.direction.value,
-        "layout": str(problem.layout),
-        "batch": problem.batch,
-        "heads_q": problem.heads_q,
-        "heads_kv": problem.heads_kv,
-        "head_dim": problem.head_dim,
-        "head_dim_v": problem.head_dim_v,
-        "dtype": problem.dtype.value,
-        "kv_dtype": problem.kv_dtype.value,
-        "mask": str(problem.mask),
-        "modifiers": problem.modifiers_text,
+        **axes,
         "scale": problem.scale,
         "dropout": problem.dropout,
         "shared_kv": problem.shared_kv,
-        "seqlen_q": seqlen_q,
-        "seqlen_kv": seqlen_kv,
+        **lengths,
     }
 
 
