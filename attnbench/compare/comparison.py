@@ -171,7 +171,7 @@ def _judge(
 
 
 def _right(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-    return [outcome for outcome in outcomes if outcome.median_s is not None]
+    return outcomes if len(outcomes) == 1 else [one for one in outcomes if one.median_s is not None]
 
 
 def _logs(outcomes: Sequence[Outcome]) -> list[float]:
@@ -200,7 +200,7 @@ def _effect(
 ) -> Effect:
     if len(before) >= LEAST_RUNS and len(now) >= LEAST_RUNS:
         return Effect(estimates.welch(_logs(now), _logs(before)), Way.RUNS)
-    noisy = any(outcome.grade == GRADES[-1] for side in (before, now) for outcome in side)
+    noisy = GRADES[-1] in [outcome.grade for outcome in (*before, *now)]
     within = [half for side in (before, now) if (half := _within(side)) is not None]
     if known is not None:
         error = known.spread * math.sqrt(1 / len(before) + 1 / len(now))
@@ -216,6 +216,8 @@ def _effect(
 
 def _within(side: Sequence[Outcome]) -> float | None:
     """Half width of the mean of a side's log medians, from the intervals of its runs."""
+    if len(side) == 1:
+        return side[0].half_width
     halves = [outcome.half_width for outcome in side]
     known = [half for half in halves if half is not None]
     return math.hypot(*known) / len(known) if len(known) == len(halves) else None

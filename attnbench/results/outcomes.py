@@ -161,13 +161,18 @@ class _Columns:
             raise no_number(place, name, kind, self.texts[name][row]) from None
         if kind is float:
             least = 0.0 if name in _ABOVE_ZERO else -math.inf
-            for row, value in enumerate(found):
-                if value is not None and not least < value < math.inf:
-                    raise self.wrong(
-                        row,
-                        f"column `{name}` must be {'above zero' if least == 0 else 'finite'}, got {value!r}",
-                        "leave it empty where it is not known",
-                    )
+            known = [value for value in found if value is not None]
+            if not all(map(math.isfinite, known)) or min(known, default=math.inf) <= least:
+                row, value = next(
+                    (row, value)
+                    for row, value in enumerate(found)
+                    if value is not None and not least < value < math.inf
+                )
+                raise self.wrong(
+                    row,
+                    f"column `{name}` must be {'above zero' if least == 0 else 'finite'}, got {value!r}",
+                    "leave it empty where it is not known",
+                )
         return found
 
     def keys(self) -> list[CellKey]:
