@@ -112,7 +112,8 @@ def ask(
     choice: Mapping[str, Any],
 ) -> Base:
     """The plan as the base's interpreter makes it. Raises `UserError` where it cannot."""
-    settings = {name: getattr(suite, name) for name in ("name", "question", "devices", "implementations")}
+    names = ("name", "question", "devices", "implementations", "kinds")
+    settings = {name: getattr(suite, name) for name in names}
     message = {
         "suite": settings,
         "measure": dataclasses.asdict(suite.measure),

@@ -2,12 +2,13 @@
 
 
 class UserError(Exception):
-    """Bad input. `message` says what and where; `hint` says what to do about it."""
+    """Bad input. `message` says what and where, `hint` what to do about it; `shown` are lines that point at it."""
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, shown: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.shown = shown
 
 
 class SuiteError(UserError):

@@ -27,10 +27,25 @@ _LENGTHS = frozenset({"seqlen", "seqlen_q", "seqlen_kv", "requests"})
 _FIXED = frozenset(
     {"heads", "heads_q", "heads_kv", "head_dim", "head_dim_v", "scale", "modifiers", "shared_kv"}
 )
+GEOMETRY_KEYS = (
+    "heads",
+    "heads_q",
+    "heads_kv",
+    "head_dim",
+    "head_dim_v",
+    "scale",
+    "modifiers",
+    "shared_kv",
+    "mask",
+    "seqlen",
+    "seqlen_q",
+    "seqlen_kv",
+)
+"""Keys of a problem that a geometry may have."""
 
 
-def expand(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `model` replaced by the keys of its geometry.
+def expand(values: Mapping[str, Any], models: Mapping[str, Geometry] | None = None) -> dict[str, Any]:
+    """`values` with `model` replaced by the keys of its geometry, which is one of `models`, by default of `MODELS`.
 
     What is given beside the model wins; a length, whichever, replaces all lengths of the model. Raises
     `ProblemError` for an unknown model, and for a key that is the model's own, such as `head_dim`.
@@ -38,11 +53,12 @@ def expand(values: Mapping[str, Any]) -> dict[str, Any]:
     expanded = dict(values)
     if "model" not in expanded:
         return expanded
+    models = MODELS if models is None else models
     name = str(expanded.pop("model"))
-    geometry = MODELS.get(name)
+    geometry = models.get(name)
     if geometry is None:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"one of: {', '.join(MODELS)}"
+        close = difflib.get_close_matches(name, models, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"one of: {', '.join(models)}"
         raise ProblemError(f"unknown model `{name}`", hint=hint)
     if not _FIXED.isdisjoint(expanded):
         clash = min(_FIXED.intersection(expanded))
@@ -68,6 +84,15 @@ _DEEPSEEK = (
     "qk_nope_head_dim 128, qk_rope_head_dim 64, v_head_dim 128, kv_lora_rank 512"
 )
 _YARN = "scale 1/sqrt(128 + 64) as pre-trained, before YaRN's factor for contexts beyond 4096"
+_GEMMA_3 = (
+    "Gemma 3 technical report, 2025; google/gemma_pytorch, gemma/config.py, get_config_for_12b: "
+    "num_attention_heads 16, num_key_value_heads 8, head_dim 256, sliding_window_size 1024, five local layers to a "
+    "global one; gemma/model.py: the score is scaled by head_dim^-0.5 where query_pre_attn_scalar is not given"
+)
+_GPT_OSS = (
+    "gpt-oss model card, 2025; openai/gpt-oss, gpt_oss/torch/model.py: num_attention_heads 64, "
+    "num_key_value_heads 8, head_dim 64, sliding_window 128 in every other layer, sinks"
+)
 
 MODELS: Mapping[str, Geometry] = MappingProxyType(
     {
@@ -188,6 +213,54 @@ MODELS: Mapping[str, Geometry] = MappingProxyType(
                 heads_kv=8,
                 head_dim=128,
                 mask="causal",
+            ),
+            _geometry(
+                "qwen3-next-80b",
+                "Qwen3-Next 80B-A3B, one of the softmax layers, every fourth; the others are linear",
+                "Qwen, 2025; transformers, configuration_qwen3_next.py, whose defaults are this model's: "
+                "num_attention_heads 16, num_key_value_heads 2, head_dim 256, full_attention_interval 4",
+                heads_q=16,
+                heads_kv=2,
+                head_dim=256,
+                mask="causal",
+            ),
+            _geometry(
+                "gemma-3-12b",
+                "Gemma 3 12B, a global layer, every sixth",
+                _GEMMA_3,
+                heads_q=16,
+                heads_kv=8,
+                head_dim=256,
+                mask="causal",
+            ),
+            _geometry(
+                "gemma-3-12b-local",
+                "Gemma 3 12B, a local layer: a window of 1024 keys, the query's own among them",
+                _GEMMA_3,
+                heads_q=16,
+                heads_kv=8,
+                head_dim=256,
+                mask="window:left=1023:right=0",
+            ),
+            _geometry(
+                "gpt-oss-120b",
+                "gpt-oss 120B, a layer without window; a learned sink per head",
+                _GPT_OSS,
+                heads_q=64,
+                heads_kv=8,
+                head_dim=64,
+                mask="causal",
+                modifiers="sinks",
+            ),
+            _geometry(
+                "gpt-oss-120b-local",
+                "gpt-oss 120B, every other layer: a window of 128 keys, the query's own among them, and a sink",
+                _GPT_OSS,
+                heads_q=64,
+                heads_kv=8,
+                head_dim=64,
+                mask="window:left=127:right=0",
+                modifiers="sinks",
             ),
             _geometry(
                 "deepseek-v3-mla-expanded",

@@ -136,7 +136,10 @@ def make(
     cells = []
     for problem in suite.problems:
         unverified = computable(problem)
+        kinds = suite.kinds.get(problem.text)
         for device in devices:
+            if kinds and device.kind not in kinds:
+                continue
             text = str(device)
             clock = "events" if device.kind == "cuda" and measure.clock == "wall" else measure.clock
             for cache, name in product(_caches(suite), chosen):
@@ -155,6 +158,10 @@ def make(
                 elif why := unavailable.get((name, text)):
                     status, reason = Status.UNAVAILABLE, why
                 cells.append(Planned(cell=cell, problem=problem, status=status, reason=reason))
+    if not cells:
+        told = ", ".join(map(str, devices))
+        first, *_ = next(iter(suite.kinds.values()))
+        raise UserError(f"no block of the suite is for {told}", hint=f"one is for {first}: --device {first}")
     return Plan(
         cells=tuple(cells),
         devices=tuple(devices),

@@ -50,6 +50,11 @@ def test_every_geometry_has_a_mask_a_summary_and_a_source(geometry: Any) -> None
         ("mistral-7b", 32, 8, 128, 128, 4096),
         ("gemma-2-9b", 16, 8, 256, 256, 4096),
         ("qwen3-8b", 32, 8, 128, 128, 4096),
+        ("qwen3-next-80b", 16, 2, 256, 256, 4096),
+        ("gemma-3-12b", 16, 8, 256, 256, 4096),
+        ("gemma-3-12b-local", 16, 8, 256, 256, 4096),
+        ("gpt-oss-120b", 64, 8, 64, 64, 4096),
+        ("gpt-oss-120b-local", 64, 8, 64, 64, 4096),
         ("deepseek-v3-mla-expanded", 128, 128, 192, 128, 16384),
         ("deepseek-v3-mla-absorbed", 128, 1, 576, 512, 65536),
     ],
@@ -96,10 +101,13 @@ def test_gemma_2_caps_its_scores_at_fifty() -> None:
     assert problem.softmax_scale == 1 / 16
 
 
-def test_a_query_of_mistral_sees_4096_keys() -> None:
-    mask = with_a_length("mistral-7b").mask
+@pytest.mark.parametrize(
+    ("name", "keys"), [("mistral-7b", 4096), ("gemma-3-12b-local", 1024), ("gpt-oss-120b-local", 128)]
+)
+def test_a_query_of_a_local_layer_sees_the_keys_of_its_window(name: str, keys: int) -> None:
+    mask = with_a_length(name).mask
 
-    assert sum(bool(mask.allowed(9000, j, 10000, 10000)) for j in range(10000)) == 4096
+    assert sum(bool(mask.allowed(9000, j, 10000, 10000)) for j in range(10000)) == keys
 
 
 def test_both_forms_of_latent_attention_scale_by_the_unpacked_dimension() -> None:
@@ -120,7 +128,11 @@ def test_decoders_are_causal_and_encoders_are_not() -> None:
         "whisper-large-v3-cross",
         "t5-base",
     }
-    assert {name for name, mask in masks.items() if mask not in ("full", "causal")} == {"mistral-7b"}
+    assert {name for name, mask in masks.items() if mask not in ("full", "causal")} == {
+        "mistral-7b",
+        "gemma-3-12b-local",
+        "gpt-oss-120b-local",
+    }
 
 
 def test_what_is_given_beside_a_model_wins() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from attnbench import plan, plugins, suites
+from attnbench.cli import main
 from attnbench.errors import UserError
 from attnbench.implementation import Capabilities, Device, Implementation, available, no_objection
 from attnbench.plugins import Registry
@@ -167,6 +168,65 @@ def test_a_device_that_is_too_old_is_known_only_once_it_was_found() -> None:
     seen = make(suite(), registry(new), devices=plan.resolve(["cuda"], [CUDA]))
     assert "needs compute capability 10.0, H200 has 9.0" in {c.reason for c in seen.cells}
     assert not seen.jobs
+
+
+# ---------------------------------------------------------------- blocks
+
+FOR_EACH = (
+    "problems:\n"
+    "  - {device: cpu, seqlen: [8, 16], heads: 2, head_dim: 4}\n"
+    "  - {device: cuda, seqlen: [16, 32], heads: 2, head_dim: 4}\n"
+)
+
+
+def test_a_block_for_a_kind_of_device_makes_cells_there_only() -> None:
+    of = suites.parse(f"question: q\n{FOR_EACH}", "s.yaml")
+    both = registry(implementation("both", devices=frozenset({"cpu", "cuda"})))
+    made = make(of, both, devices=(*CPU, CUDA))
+    assert [(c.problem.sequences[0][0], c.cell.device) for c in made.cells] == [
+        (8, "cpu"),
+        (16, "cpu"),
+        (16, "cuda:0"),
+        (32, "cuda:0"),
+    ]
+    assert len(make(of, both, devices=(CUDA,)).cells) == 2
+
+
+def test_a_suite_without_a_block_for_a_device_says_so() -> None:
+    of = suites.parse(f"question: q\n{FOR_EACH.splitlines()[0]}\n{FOR_EACH.splitlines()[2]}\n", "s.yaml")
+    with pytest.raises(UserError) as caught:
+        make(of, registry(ONE))
+    assert caught.value.message == "no block of the suite is for cpu"
+    assert caught.value.hint == "one is for cuda: --device cuda"
+
+
+def test_a_plan_tells_what_varies_and_how_much_is_excluded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "question: q\nproblems:\n"
+        "  - {seqlen: {geometric: [1, 1024]}, batch: [1, 2], exclude: {batch: 2, seqlen: 1024}, heads: 2, head_dim: 4}\n"
+        "  - {zip: {seqlen_q: [1, 4], seqlen_kv: [8, 16]}, dtype: bfloat16, heads: 2, head_dim: 4}\n"
+        "  - {device: cuda, seqlen: [8, 16], exclude: {seqlen: 8}, heads: 2, head_dim: 4}\n"
+    )
+    words = ["plan", str(tmp_path / "s.yaml"), "--only", "numpy"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "problems         23; combinations excluded: 1\n" in told
+    place = tmp_path / "s.yaml"
+    assert told.split("\nblocks:\n")[1].split("\nnot jobs:")[0] == (
+        f"  {place}:3: 22 combinations, 1 excluded\n"
+        "    seqlen  1, 2, 4, 8, ... 11 in all ..., 512, 1024\n"
+        "    batch   1, 2\n"
+        f"  {place}:4: 2 combinations\n"
+        "    seqlen_q with seqlen_kv  1 with 8, 4 with 16\n"
+        f"  {place}:5: 2 combinations, 1 excluded, for cuda only, which is not in this plan\n"
+    )
+
+
+def test_a_plan_of_one_problem_has_nothing_that_varies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--problem", "seqlen=8 heads=2 head_dim=4", "--only", "numpy"]) == 0
+    assert "blocks" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- choosing

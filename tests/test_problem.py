@@ -138,7 +138,7 @@ def test_batch_grammar_points_at_the_character(text: str, place: int) -> None:
         ({"seqlen": -4}, "seqlen_q must be at least 1, got -4", None),
         ({"batch": 0}, "batch must be from 1 to 65,536, got 0", None),
         ({"batch": 10**9}, "batch must be from 1 to 65,536, got 1,000,000,000", None),
-        ({"requests": "999999999q1"}, "a batch has at most 65,536 members, got 999,999,999", None),
+        ({"requests": "999999999q1"}, "requests: a batch has at most 65,536 members, got 999,999,999", None),
         ({"mask": "casual"}, "unknown mask `casual`", "did you mean `causal`?"),
         ({"mask": "window:lefft=3"}, "mask `window` has no `lefft`", "did you mean `left`?"),
         ({"mask": "window:left=x"}, "left of window must be a number, got 'x'", None),

@@ -398,7 +398,7 @@ REFUSALS: dict[str, tuple[str, str | None]] = {
         "6: `batch` must be a whole number, got `512.0`, which YAML reads as a number",
         "write 512",
     ),
-    "wrong-type": ("6: `batch` must be a whole number, got keys with values", ONE_OR_LIST),
+    "wrong-type": ("6: unknown key `size` in a range of `batch`", "one of: factor, geometric, linear"),
     "yes-for-truth": (
         "6: `shared_kv` must be true or false, got `yes`, which YAML reads as a boolean",
         "write true or false",
@@ -552,7 +552,7 @@ def test_the_schema_is_a_schema() -> None:
 
 STRUCTURAL = (
     "unknown-key wrong-type quoted-number boolean-for-integer exponent-without-point no-for-number no-for-word empty-list "
-    "nothing negative unknown-dtype unknown-model unknown-device unknown-preset no-question no-problems list "
+    "nothing negative unknown-dtype unknown-device unknown-preset no-question no-problems list "
     "nested-list list-for-one empty-section"
 )
 

@@ -279,6 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"error: {error.message}", file=sys.stderr)
+        if error.shown:
+            print(f"\n{error.shown}", file=sys.stderr)
         if error.hint:
             print(f"\nhint: {error.hint}", file=sys.stderr)
         return BAD_INPUT

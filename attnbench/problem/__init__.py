@@ -5,7 +5,14 @@ heads, D head dimension of q and k, Dv head dimension of v and of the output. Qu
 position p = i + Sk - Sq among the keys, unless a mask's name says otherwise.
 """
 
-from attnbench.problem.batches import LARGEST_BATCH, Sequences, parse_requests, requests_text
+from attnbench.problem.batches import (
+    LARGEST_BATCH,
+    PATTERNS,
+    Lengths,
+    Sequences,
+    parse_requests,
+    requests_text,
+)
 from attnbench.problem.directions import Direction
 from attnbench.problem.dtypes import DType
 from attnbench.problem.keys import PROBLEM_KEYS, parse_words
@@ -68,6 +75,7 @@ __all__ = [
     "MASKS",
     "MECHANISMS",
     "MODIFIERS",
+    "PATTERNS",
     "PROBLEM_KEYS",
     "Additive",
     "Alibi",
@@ -91,6 +99,7 @@ __all__ = [
     "KeyPadding",
     "Layout",
     "LeftPadding",
+    "Lengths",
     "Linear",
     "LocalGaussian",
     "Location",

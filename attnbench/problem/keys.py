@@ -3,6 +3,7 @@
 from typing import Any
 
 from attnbench.errors import ProblemError
+from attnbench.problem.batches import PATTERNS
 from attnbench.problem.directions import Direction
 from attnbench.problem.dtypes import DType
 from attnbench.problem.layouts import LAYOUTS
@@ -32,7 +33,12 @@ PROBLEM_KEYS: dict[str, tuple[type, str, str]] = {
     "seqlen": (int, "", "Sq = Sk, tokens; sets both lengths"),
     "seqlen_q": (int, "", "Sq, query tokens"),
     "seqlen_kv": (int, "", "Sk, key/value tokens"),
-    "requests": (str, "", "a batch in words: `2q2k_32q1s1k`, in place of batch and lengths"),
+    "requests": (
+        str,
+        "",
+        "a batch in words, `2q2k_32q1s1k`, or a pattern of lengths, one of "
+        f"{', '.join(PATTERNS)}; in place of batch and lengths",
+    ),
     "heads": (int, "", "Hq = Hk; sets both head counts"),
     "heads_q": (int, "", "Hq, query heads"),
     "heads_kv": (int, "heads_q", "Hk, key/value heads; divides heads_q"),

@@ -1,21 +1,22 @@
 """YAML -> `Suite`: the blocks united, the overrides of the command line put in."""
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from yaml.nodes import MappingNode, Node
+from yaml.nodes import MappingNode, Node, ScalarNode
 
 from attnbench.errors import ProblemError, SuiteError
-from attnbench.models import expand
+from attnbench.models import MODELS, Geometry, expand
 from attnbench.problem import Problem, parse_words, problem_from, suggestion
+from attnbench.suites import blocks
+from attnbench.suites.blocks import LARGEST
 from attnbench.suites.files import read
-from attnbench.suites.keys import BLOCK_KEYS, MEASURE_KEYS, SUITE_KEYS, VERIFY_KEYS
+from attnbench.suites.keys import AXIS_KEYS, BLOCK_KEYS, MEASURE_KEYS, MODEL_KEYS, SUITE_KEYS, VERIFY_KEYS
 from attnbench.suites.nodes import (
     EXPONENT,
     compose,
@@ -27,38 +28,77 @@ from attnbench.suites.nodes import (
     word_node,
     yaml_exponent,
 )
-from attnbench.suites.suite import Measure, Suite, Verify
-
-LARGEST = 1_000_000
-"""Combinations of values in one suite at the most, and cells; they are counted before any is made."""
+from attnbench.suites.suite import Block, Measure, Suite, Verify
 
 
-def _problems(node: Node, cells: int) -> tuple[Problem, ...]:
-    """The blocks united. Raises `SuiteError` where their combinations, of so many `cells` each, are too many."""
-    blocks = [(block, members_of(block, "a block of `problems`", BLOCK_KEYS)) for block in items(node)]
-    count = sum(math.prod(len(items(n)) for n in members.values()) for _, members in blocks)
+def _models(node: Node) -> dict[str, Geometry]:
+    """The geometries of `models:`. Raises `SuiteError`, also for one of which no problem could be made."""
+    found: dict[str, Geometry] = {}
+    members = members_of(node, "`models`", None)
+    if not members:
+        raise error_at(node, "`models` names none", "give one, or leave the key out")
+    names: dict[str, Node] = {name.value: name for name, _ in node.value}
+    for name, behind in members.items():
+        if name in MODELS:
+            raise error_at(names[name], f"attnbench brings a model `{name}`", "give yours another name")
+        parts = members_of(behind, f"the model `{name}`", MODEL_KEYS)
+        keys = fields_of(parts, MODEL_KEYS)
+        if not {"heads", "heads_q"} & keys.keys():
+            raise error_at(names[name], f"the model `{name}` needs `heads`", "or `heads_q` and `heads_kv`")
+        lengths = {} if {"seqlen", "seqlen_q", "seqlen_kv"} & keys.keys() else {"seqlen": 1}
+        try:
+            problem_from({**lengths, **keys})
+        except ProblemError as error:
+            raise _error_in(names[name], parts, error) from None
+        source = place(names[name].start_mark)
+        found[name] = Geometry(name=name, summary="", keys=MappingProxyType(keys), source=source)
+    return found
+
+
+def _problems(
+    node: Node, cells: int, own: Mapping[str, Geometry], lenient: bool
+) -> tuple[dict[Problem, tuple[str, ...]], list[Block]]:
+    """The blocks united: each problem, with the kinds of device that it is for where it is not for all.
+
+    Raises `SuiteError` where combinations, of so many `cells` each, are too many.
+    """
+    drafts = [blocks.draft(block) for block in items(node)]
+    count = sum(block.count for block in drafts)
     if count * max(cells, 1) > LARGEST:
         told = f"{count:,} combinations of values"
         told += f" of {cells} cells each, {count * cells:,} in all" if cells > 1 else ""
         raise error_at(node, f"{told}, more than {LARGEST:,}", "give fewer values, or split the suite")
-    found: dict[Problem, None] = {}
-    for block, members in blocks:
-        lists = fields_of(members, BLOCK_KEYS)
-        for combination in product(*lists.values()):
-            values = dict(zip(lists, combination, strict=True))
+    models = {**MODELS, **own}
+    keys = {**AXIS_KEYS, "model": replace(AXIS_KEYS["model"], choices=tuple(models), pattern="")}
+    found: dict[Problem, tuple[str, ...]] = {}
+    told_blocks = []
+    for draft in drafts:
+        block, combinations = blocks.expand(draft, keys, lenient)
+        told_blocks.append(block)
+        for values in combinations:
             try:
-                found[problem_from(expand(values))] = None
+                problem = problem_from(expand(values, models))
             except ProblemError as error:
-                places = {n: items(node)[lists[n].index(values[n])] for n, node in members.items()}
-                raise error_at(_culprit(block, places, error.message), error.message, error.hint) from None
-    return tuple(found)
+                places = {n: blocks.value_node(draft, n, keys[n], value) for n, value in values.items()}
+                raise _error_in(draft.node, places, error) from None
+            before = found.setdefault(problem, block.kinds)
+            if before and before != block.kinds:
+                found[problem] = tuple(dict.fromkeys((*before, *block.kinds))) if block.kinds else ()
+    if not found:
+        raise error_at(node, "`exclude` leaves no problem", "exclude less")
+    return found, told_blocks
+
+
+def _error_in(block: Node, places: Mapping[str, Node], error: ProblemError) -> SuiteError:
+    return error_at(_culprit(block, places, error.message), error.message, error.hint, error.shown)
 
 
 def _culprit(block: Node, places: Mapping[str, Node], message: str) -> Node:
     """The value that a message speaks of, by its key or by a word of its own; else the block."""
     for word in re.findall(r"[a-z][\w-]*", message):
         for name, node in places.items():
-            if word == name or word.startswith(f"{name}_") or word in re.findall(r"[a-z][\w-]*", node.value):
+            words = re.findall(r"[a-z][\w-]*", node.value) if isinstance(node, ScalarNode) else ()
+            if word == name or word.startswith(f"{name}_") or word in words:
                 return node
     return block
 
@@ -73,11 +113,11 @@ def _override(root: Node, override: Override) -> None:
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise SuiteError(f"{name}: no key=value", hint="write for example measure.preset=quick")
-    new = compose(value, name) if value.startswith(("[", '"', "'")) else word_node(value, name)
+    new = compose(value, name) if value.startswith(("[", "{", '"', "'")) else word_node(value, name)
     section, dot, key = path.partition(".")
     targets: list[Node] = [root]
     if dot:
-        sections = [n for n, k in SUITE_KEYS.items() if k.keys]
+        sections = [n for n, k in SUITE_KEYS.items() if k.keys and not k.named]
         if section not in sections:
             raise SuiteError(f"{name}: unknown key `{path}`", hint=suggestion(section, sections))
         found = [v for k, v in root.value if k.value == section] if isinstance(root, MappingNode) else []
@@ -119,7 +159,11 @@ def parse(text: str, path: str, overrides: Sequence[Override] = (), cells: Cells
         if name in members
     }
     suite = Suite(name=Path(path).stem.lstrip("-"), problems=(), text=text, path=path, **records)
-    return replace(suite, problems=_problems(members["problems"], cells(suite)))
+    own = _models(members["models"]) if "models" in members else {}
+    lenient = any((o if isinstance(o, str) else o[1]).startswith("problems.") for o in overrides)
+    found, told = _problems(members["problems"], cells(suite), own, lenient)
+    kinds = {problem.text: kinds for problem, kinds in found.items() if kinds}
+    return replace(suite, problems=tuple(found), kinds=kinds, blocks=tuple(told))
 
 
 def suite_of_problem(text: str, overrides: Sequence[Override] = (), cells: Cells = lambda _: 1) -> Suite:

@@ -10,11 +10,11 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from attnbench.errors import SuiteError, UserError
 from attnbench.problem import suggestion
-from attnbench.suites.keys import KINDS, Key
+from attnbench.suites.keys import KINDS, NAME, Key
 from attnbench.units import parse_bytes, parse_seconds
 
 DEEPEST = 20
-"""Nodes within nodes at the most; a suite has five: suite, blocks, block, list and value."""
+"""Nodes within nodes at the most; a suite has eight: suite, blocks, block, zips, zip, range, its `linear`, value."""
 _STANDARD_TAG = "tag:yaml.org,2002:"
 
 
@@ -72,9 +72,9 @@ def place(mark: Any) -> str:
     return str(mark.name) if mark.name.startswith("--") else f"{mark.name}:{mark.line + 1}"
 
 
-def error_at(node: Node, message: str, hint: str | None = None) -> SuiteError:
+def error_at(node: Node, message: str, hint: str | None = None, shown: str | None = None) -> SuiteError:
     """The error that begins with the file and line of a node."""
-    return SuiteError(f"{place(node.start_mark)}: {' '.join(message.split())}", hint=hint)
+    return SuiteError(f"{place(node.start_mark)}: {' '.join(message.split())}", hint=hint, shown=shown)
 
 
 DIGITS = 18
@@ -98,7 +98,8 @@ def yaml_exponent(match: re.Match[str]) -> str:
     return f"{whole}.{digits or 0}e{sign or '+'}{power}"
 
 
-def _got(node: Node) -> str:
+def got(node: Node) -> str:
+    """What a node is, as a message says it."""
     if not isinstance(node, ScalarNode):
         return (
             "keys with values"
@@ -132,8 +133,8 @@ def _wrong(name: str, key: Key, node: Node) -> SuiteError:
         hint = f"write {text if _INTEGER.fullmatch(text) else int(float(text))}"
     elif exponent and key.kind == "number":
         hint = f"write {yaml_exponent(exponent)}"
-    got = _got(node).removesuffix(f", which YAML reads as {KINDS[key.kind][0]}")
-    return error_at(node, f"`{name}` must be {noun}, got {got}", hint)
+    read = got(node).removesuffix(f", which YAML reads as {KINDS[key.kind][0]}")
+    return error_at(node, f"`{name}` must be {noun}, got {read}", hint)
 
 
 def _not_finite(node: ScalarNode) -> bool:
@@ -182,31 +183,38 @@ def items(node: Node) -> list[Node]:
     return node.value if isinstance(node, SequenceNode) else [node]
 
 
-def members_of(node: Node, what: str, keys: Mapping[str, Key]) -> dict[str, Node]:
-    """The node behind each key of a mapping, whose keys are known and unique and none is missing."""
+def members_of(node: Node, what: str, keys: Mapping[str, Key] | None) -> dict[str, Node]:
+    """The node behind each key of a mapping, whose keys are known and unique and none is missing.
+
+    Without `keys` they are names of the user's own.
+    """
     if not isinstance(node, MappingNode):
         hint = (
             "leave out the dash or the brackets"
             if isinstance(node, SequenceNode)
             else "write keys, as in `key: value`"
         )
-        raise error_at(node, f"{what} must be keys with values, got {_got(node)}", hint)
+        raise error_at(node, f"{what} must be keys with values, got {got(node)}", hint)
     members: dict[str, Node] = {}
     for name, value in node.value:
         if not isinstance(name, ScalarNode):
-            raise error_at(name, f"a key must be a word, got {_got(name)}", "write it without brackets")
+            raise error_at(name, f"a key must be a word, got {got(name)}", "write it without brackets")
         if name.tag.endswith(":merge"):
             raise error_at(
                 name, "a suite has no merge keys, `<<`", "write the keys out; an alias may stand behind one"
             )
-        if name.value not in keys:
+        if keys is None and not re.fullmatch(NAME, name.value):
+            raise error_at(
+                name, f"`{name.value}` is no name", "write letters, digits and any of `.`, `_`, `+`, `-`"
+            )
+        if keys is not None and name.value not in keys:
             raise error_at(name, f"unknown key `{name.value}` in {what}", suggestion(name.value, keys))
         if name.value in members:
             raise error_at(name, f"`{name.value}` is given twice")
         if isinstance(value, SequenceNode) and not value.value:
             raise error_at(value, f"`{name.value}` is an empty list", "give a value, or leave the key out")
         members[name.value] = value
-    for name, key in keys.items():
+    for name, key in (keys or {}).items():
         if key.default == "required" and name not in members:
             raise error_at(node, f"{what} needs `{name}`", f"`{name}:` holds {key.meaning}")
     return members

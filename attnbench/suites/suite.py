@@ -1,7 +1,9 @@
 """`Suite`, what to measure, on what and how, and the records in it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from attnbench.problem import Problem
 
@@ -49,6 +51,33 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A key of a block and its values; or keys that go together, value by value."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    """In each a value of every key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """What a block of `problems:` says: the product of its axes, less what it excludes."""
+
+    place: str
+    """`file:line`."""
+    axes: tuple[Axis, ...]
+    excluded: int = 0
+    """Combinations."""
+    kinds: tuple[str, ...] = ()
+    """Of devices that it is for; none are all."""
+
+    @property
+    def combinations(self) -> int:
+        """Before any is excluded."""
+        return math.prod(len(axis.rows) for axis in self.axes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suite:
     """What to measure, on what and how; every value has been checked, no implementation has been looked up."""
 
@@ -60,6 +89,10 @@ class Suite:
     baseline: str | None = None
     problems: tuple[Problem, ...]
     """All blocks united, in the order of the file, each problem once."""
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """Text of a problem that is not for every kind of device -> the kinds that it is for."""
+    blocks: tuple[Block, ...] = field(default=(), compare=False)
+    """What the problems were made from."""
     measure: Measure = Measure()
     verify: Verify = Verify()
     text: str
