@@ -277,13 +277,6 @@ def test_an_endless_file_is_not_read_to_its_end() -> None:
         suites.load("/dev/zero")
 
 
-@pytest.mark.parametrize("name", suites.shipped())
-def test_shipped_suites_load_and_fit_the_schema(name: str) -> None:
-    suite = suites.load(name)
-    jsonschema.validate(yaml.safe_load(suite.text), suites.schema())
-    assert suite.text.startswith("question: ")
-
-
 def test_quick_is_small_and_on_the_cpu() -> None:
     quick = suites.load("quick")
     assert quick.devices == ("cpu",)
