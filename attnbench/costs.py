@@ -73,16 +73,18 @@ def touched_bytes(problem: Problem) -> int:
     """Bytes of q, k, v and dout that any exact computation reads: of k and v, only keys that some query sees."""
     part = tensor_bytes(problem)
     tokens = sum(sk for _, sk in problem.sequences)
-    seen = sum(keys_seen(problem.mask, *shape, b) for shape, b in _members(problem))
+    seen = sum(count * keys_seen(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
     keys = (part["k"] + part["v"]) * seen // max(tokens, 1)
     backward = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
     return part["q"] + keys + part["out"] * backward  # dout is as large as out
 
 
-def _members(problem: Problem) -> Iterator[tuple[tuple[int, int], int]]:
-    """(Sq, Sk) of each member of the batch and the b that its mask is asked with: 0 where the mask is that of all."""
-    for b, shape in enumerate(problem.sequences):
-        yield shape, b if problem.mask.by_member else 0
+def _masks(problem: Problem) -> Iterator[tuple[int, int, int, int]]:
+    """(Sq, Sk, b, count): the members of the batch by the mask that they have, `count` of them the one of member b."""
+    if problem.mask.by_member:
+        yield from ((*shape, b, 1) for b, shape in enumerate(problem.sequences))
+    else:
+        yield from ((*shape, 0, problem.sequences.count(shape)) for shape in set(problem.sequences))
 
 
 def flops(problem: Problem) -> float | None:
@@ -104,7 +106,7 @@ def least_flops(problem: Problem) -> float | None:
 def _forward(problem: Problem) -> int | None:
     if not isinstance(problem.mechanism, Softmax | Dot):
         return None
-    total = sum(pairs(problem.mask, *shape, b) for shape, b in _members(problem))
+    total = sum(count * pairs(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
     width = problem.head_dim + problem.head_dim_v
     return 2 * total * width * problem.heads_q
 
