@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         Step,
         differentiable,
     )
-    from attnbench.problem import INDEX_MASKS, Direction, DType, Problem
+    from attnbench.problem import ALL_MASKS, INDEX_MASKS, Direction, DType, Problem
 else:
 
     def __getattr__(name: str) -> object:
@@ -32,6 +32,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALL_MASKS",
     "INDEX_MASKS",
     "Capabilities",
     "DType",

@@ -1,18 +1,9 @@
 """How much work a problem is: floating-point operations and least bytes moved, counted from the mask."""
 
-from attnbench.problem import (
-    BlockCausal,
-    Causal,
-    CausalTopLeft,
-    Direction,
-    Dot,
-    Full,
-    Mask,
-    PrefixLM,
-    Problem,
-    Softmax,
-    Window,
-)
+from collections.abc import Iterator
+from functools import lru_cache
+
+from attnbench.problem import Direction, Dot, Mask, Problem, Softmax
 
 WORK = {
     Direction.FORWARD: 1.0,
@@ -27,68 +18,54 @@ LEAST_WORK = {**WORK, Direction.BACKWARD: 2.0, Direction.FORWARD_BACKWARD: 3.0}
 """Products that none can do without: where the forward pass keeps its weights, two of the forward pass's size fewer
 than five are left to the backward pass."""
 
-
-def _sum_clamped(first: int, count: int, top: int) -> int:
-    """sum over i < count of min(max(first + i, 0), top)."""
-    start, end = max(first, 0), first + count  # the terms first .. end - 1; negative ones add nothing
-    if end <= start:
-        return 0
-    split = min(max(top, start), end)
-    return (start + split - 1) * (split - start) // 2 + (end - split) * top
+_PAIRS = 2**22
+"""That are looked at together."""
+_OUTLINES = 2**18
+"""Rows whose outlines are."""
 
 
-def pairs(mask: Mask, sq: int, sk: int) -> int | None:
-    """Unmasked (query, key) pairs of one head, exactly; None where the mask cannot be counted yet."""
-    match mask:
-        case Full():
-            return sq * sk
-        case Causal():
-            return _sum_clamped(sk - sq + 1, sq, sk)
-        case CausalTopLeft():
-            return _sum_clamped(1, sq, sk)
-        case Window(left=left, right=right):
-            high = sq * sk if right is None else _sum_clamped(sk - sq + right + 1, sq, sk)
-            return high - (0 if left is None else _sum_clamped(sk - sq - left, sq, sk))
-        case _ if mask.by_index:
-            return _count(mask, sq, sk)
-    return None
+@lru_cache(maxsize=2**16)
+def pairs(mask: Mask, sq: int, sk: int, b: int = 0) -> int:
+    """Unmasked (query, key) pairs of one head of member b of the batch, exactly.
 
-
-def _count(mask: Mask, sq: int, sk: int) -> int:
+    Takes time proportional to Sq where the mask is contiguous; else it looks at the pairs one by one.
+    """
     import numpy as np
 
-    total, j = 0, np.arange(sk)[None, :]
-    step = max(1, 2**22 // max(sk, 1))
+    total, step = 0, _OUTLINES if mask.contiguous else max(1, _PAIRS // max(sk, 1))
     for start in range(0, sq, step):
-        i = np.arange(start, min(start + step, sq))[:, None]
-        total += int(np.count_nonzero(mask.allowed(i, j, sq, sk)))
+        i = np.arange(start, min(start + step, sq))
+        first, _, last = mask.outline(i, sq, sk, b)
+        if mask.contiguous:
+            total += int((last - first + 1).clip(0).sum())
+        else:
+            j = np.arange(first.min(), last.max() + 1)
+            total += int(np.count_nonzero(mask.allowed(i[:, None], j, sq, sk, b)))
     return total
 
 
 _ROWS = 1024
 
 
-def keys_seen(mask: Mask, sq: int, sk: int) -> int:
-    """Keys that some query may attend to; of masks without a formula here, at least so many for over 1024 queries."""
-    if not sq:
-        return 0
-    match mask:
-        case Full() | Causal() | PrefixLM() | BlockCausal():  # the last query sees all
-            return sk
-        case CausalTopLeft():
-            return min(sq, sk)
-        case Window(left=left):  # the windows of queries side by side overlap, up to the last key
-            return sk if left is None else sk - max(0, sk - sq - left)
-    if not mask.by_index:
-        return sk
+@lru_cache(maxsize=2**16)
+def keys_seen(mask: Mask, sq: int, sk: int, b: int = 0) -> int:
+    """Keys that some query of member b may attend to; at least so many where a mask that is not contiguous has over
+    1024 queries."""
     import numpy as np
 
+    if not sq or not sk:
+        return 0
+    if mask.contiguous:
+        first, _, last = mask.outline(np.arange(sq), sq, sk, b)
+        some = last >= first
+        begin, end = (np.bincount(at[some], minlength=sk + 1) for at in (first, last + 1))
+        return int(np.count_nonzero(np.cumsum(begin - end)))
     seen = np.zeros(sk, dtype=bool)
     rows = np.unique(np.linspace(0, sq - 1, min(sq, _ROWS)).astype(np.int64))
-    step = max(1, 2**22 // max(sk, 1))
+    step = max(1, _PAIRS // sk)
     for start in range(0, len(rows), step):
         i = rows[start : start + step, None]
-        seen |= np.broadcast_to(mask.allowed(i, np.arange(sk)[None, :], sq, sk), (len(i), sk)).any(0)
+        seen |= mask.allowed(i, np.arange(sk), sq, sk, b).any(0)
     return int(np.count_nonzero(seen))
 
 
@@ -96,17 +73,25 @@ def touched_bytes(problem: Problem) -> int:
     """Bytes of q, k, v and dout that any exact computation reads: of k and v, only keys that some query sees."""
     part = tensor_bytes(problem)
     tokens = sum(sk for _, sk in problem.sequences)
-    seen = sum(keys_seen(problem.mask, *shape) for shape in problem.sequences)
+    seen = sum(count * keys_seen(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
     keys = (part["k"] + part["v"]) * seen // max(tokens, 1)
     backward = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
     return part["q"] + keys + part["out"] * backward  # dout is as large as out
+
+
+def _masks(problem: Problem) -> Iterator[tuple[int, int, int, int]]:
+    """(Sq, Sk, b, count): the members of the batch by the mask that they have, `count` of them the one of member b."""
+    if problem.mask.by_member:
+        yield from ((*shape, b, 1) for b, shape in enumerate(problem.sequences))
+    else:
+        yield from ((*shape, 0, problem.sequences.count(shape)) for shape in set(problem.sequences))
 
 
 def flops(problem: Problem) -> float | None:
     """Floating-point operations: 2 * pairs * (D + Dv) per query head, backward 2.5 times that.
 
     The convention of flash-attention's and everybody's tables: only the two matrix products count.
-    None where the mask or the mechanism cannot be counted yet.
+    None where the mechanism cannot be counted yet.
     """
     forward = _forward(problem)
     return None if forward is None else WORK[problem.direction] * forward
@@ -121,12 +106,7 @@ def least_flops(problem: Problem) -> float | None:
 def _forward(problem: Problem) -> int | None:
     if not isinstance(problem.mechanism, Softmax | Dot):
         return None
-    total = 0
-    for shape in set(problem.sequences):
-        count = pairs(problem.mask, *shape)
-        if count is None:
-            return None
-        total += problem.sequences.count(shape) * count
+    total = sum(count * pairs(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
     width = problem.head_dim + problem.head_dim_v
     return 2 * total * width * problem.heads_q
 

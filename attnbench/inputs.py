@@ -8,28 +8,14 @@ import math
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from attnbench import costs
 from attnbench.implementation import Inputs
-from attnbench.problem import (
-    BlockCausal,
-    Causal,
-    CausalTopLeft,
-    Chunked,
-    Dilated,
-    Direction,
-    DType,
-    GlobalWindow,
-    Mask,
-    PrefixLM,
-    Problem,
-    Product,
-    Window,
-)
+from attnbench.problem import Direction, DType, Mask, Problem
 
 KINDS = ("normal", "peaked", "large")
 """`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows. `large`: all
@@ -140,24 +126,35 @@ and a small multiple of it. Less moves less weight, more makes the yardstick its
 def _point(q: Tensor, k: Tensor, problem: Problem) -> None:
     """Add to every query the keys at its mask's edges: first and last allowed, first forbidden on each side.
 
-    A mask that is off by one then moves a large part of the weights. Queries are divided by
-    scale * sqrt(D), so that a problem's own scale does not change its scores.
+    Where there are gaps between allowed keys, also the edge of the one nearest before the query's own position. A mask
+    that is off by one then moves a large part of the weights. Queries are divided by scale * sqrt(D), so that a
+    problem's own scale does not change its scores.
     """
     sq, sk = q.shape[2], k.shape[2]
     shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
-    first, last = bounds(problem.mask, torch.arange(sq, device=q.device), sq, sk)
-    edges = [(first - 1, True), (first, first <= last), (last, first < last), (last + 1, True)]
+    i, edges = torch.arange(sq, device=q.device), list[tuple[Tensor, Tensor]]()
     heads = torch.arange(problem.heads_q, device=q.device)[:, None] // shared  # key/value head of each
     step = max(1, _CHUNK // (sq * q.shape[3]))
-    for queries, keys in zip(q, k, strict=True):  # [Hq, Sq, D], [Hk, Sk, D]
+    for b, (queries, keys) in enumerate(zip(q, k, strict=True)):  # [Hq, Sq, D], [Hk, Sk, D]
+        if not b or problem.mask.by_member:
+            edges = _edges(problem.mask, i, sq, sk, b)
         for start in range(0, len(queries), step):
             part = queries[start : start + step]
             total = part.to(_wide(part))
-            for index, wanted in edges:
-                there = (index >= 0) & (index < sk) & wanted
+            for index, there in edges:
                 found = keys[heads[start : start + step], index.clamp(0, sk - 1)]
                 total += found * (there * (PEAK / root)).to(total.dtype)[:, None]
             part.copy_(total / (problem.softmax_scale * root))
+
+
+def _edges(mask: Mask, i: Tensor, sq: int, sk: int, b: int) -> list[tuple[Tensor, Tensor]]:
+    """Keys that the queries `i` [n] of member b point at, and whether each of them does: [n] both."""
+    first, near, last = mask.outline(i, sq, sk, b)
+    found = [(first - 1, True), (first, first <= last), (last, first < last), (last + 1, True)]
+    if not mask.contiguous:
+        inner = (near - 1 > first) & (near <= last)
+        found += [(near - 1, inner), (near, inner & (near < last))]
+    return [(index, (index >= 0) & (index < sk) & wanted) for index, wanted in found]
 
 
 SHIFT = {DType.FLOAT64: 880.0}
@@ -184,11 +181,8 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     """
     sq, sk = q.shape[2], k.shape[2]
     shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
-    i = torch.arange(sq, device=q.device)
-    first, last = bounds(problem.mask, i, sq, sk)
+    i, chosen = torch.arange(sq, device=q.device), torch.empty(0)
     chance = torch.rand(sq, generator=generator, device=q.device, dtype=torch.float64)
-    chosen = first + (chance * (last - first + 1)).long()
-    chosen = torch.where(problem.mask.allowed(i, chosen, sq, sk), chosen, last).clamp(0, sk - 1)
     size, heavy, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), HEAVY, 1.0
     if "dq" in OUTPUTS[problem.direction]:
         heavy = HEAVY_WITH_GRADIENTS
@@ -197,7 +191,9 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     k[..., -1] = 0
     step = max(1, _CHUNK // (sq * q.shape[3]))
     heads = torch.arange(problem.heads_q, device=q.device)[:, None] // shared  # key/value head of each
-    for queries, keys in zip(q, k, strict=True):  # [Hq, Sq, D], [Hk, Sk, D]
+    for b, (queries, keys) in enumerate(zip(q, k, strict=True)):  # [Hq, Sq, D], [Hk, Sk, D]
+        if not b or problem.mask.by_member:
+            chosen = _heavy_keys(problem.mask, chance, sq, sk, b)
         for start in range(0, len(queries), step):
             found = keys[heads[start : start + step], chosen]
             total = found.to(_wide(found))
@@ -207,40 +203,14 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     k[..., -1] = root
 
 
-def bounds(mask: Mask, i: Any, sq: int, sk: int) -> tuple[Any, Any]:
-    """First and last key that query `i` (an integer tensor) may attend to; first > last where it may to none.
-
-    Keys between them may be forbidden. Exact for one mask and for products of intervals; for other
-    products the two lie outside the exact ones.
-    """
-    p = i + (sk - sq)
-    first, last = torch.zeros_like(i), torch.full_like(i, sk - 1)
-    match mask:
-        case Causal():
-            last = p
-        case CausalTopLeft():
-            last = i
-        case Window(left=left, right=right):
-            first = first if left is None else p - left
-            last = last if right is None else p + right
-        case Chunked(size=size):
-            first = p // size * size
-            last = first + size - 1
-        case Dilated(step=step):
-            first, last = p % step, sk - 1 - (sk - 1 - p) % step
-        case PrefixLM(prefix=prefix):
-            last = p.clamp(min=prefix - 1)
-        case BlockCausal(size=size):
-            last = p // size * size + size - 1
-        case GlobalWindow(tokens=tokens, left=left, right=right):
-            near = p >= tokens
-            first = torch.where(near & (tokens == 0), p - left, first)
-            last = torch.where(near, (p + right).clamp(min=tokens - 1), last)
-        case Product(factors=factors):
-            for factor in factors:
-                low, high = bounds(factor, i, sq, sk)
-                first, last = torch.maximum(first, low), torch.minimum(last, high)
-    return first.clamp(min=0), last.clamp(max=sk - 1)
+def _heavy_keys(mask: Mask, chance: Tensor, sq: int, sk: int, b: int) -> Tensor:
+    """A key that each query of member b may attend to, where there is one, by its `chance` from 0 to 1: [Sq]."""
+    i = torch.arange(sq, device=chance.device)
+    first, near, last = mask.outline(i, sq, sk, b)
+    chosen: Tensor = first + (chance * (last - first + 1)).long()
+    for other in (last, near):
+        chosen = torch.where(mask.allowed(i, chosen, sq, sk, b), chosen, other)
+    return chosen.clamp(0, sk - 1)
 
 
 def checksum(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
@@ -326,20 +296,27 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     """Everything where the oracle needs at most `work` flop and `MEMORY_BYTES`; else a seeded choice.
 
     The choice always holds the first and the last row, rows at the edges of the first and last blocks of 64
-    and 128, the rows where a window leaves the ends of the keys, `RANDOM_ROWS` that nobody can know beforehand,
+    and 128, the first and the last rows where the mask's outline bends (a window leaves the ends of the keys, a
+    chunk or a document begins), `RANDOM_ROWS` that nobody can know beforehand,
     and the first and the last group; the rest of `work` goes to further groups, then to random rows and block
     edges. Where two groups are all that `work` allows, they are one of the ends and a random one. Where those that
-    are always held (up to 22 rows of two groups) already cost more than `work`, it is exceeded: 2e9 flop are too
-    few from some 25k keys on for groups of four heads of 128, and from 8k with gradients.
+    are always held (up to 26 rows of two groups, 42 where the mask differs by member) already cost more than `work`,
+    it is exceeded: 2e9 flop are too few from some 25k keys on for groups of four heads of 128, and from 8k with
+    gradients.
     """
     assert problem.uniform is not None
     sq, sk = problem.uniform
     groups = [(b, h) for b in range(problem.batch) for h in range(problem.heads_kv)]
     gradients = "dq" in OUTPUTS[problem.direction]
     shared, width = problem.heads_q // problem.heads_kv, problem.head_dim + problem.head_dim_v
-    first, last = bounds(problem.mask, torch.arange(sq), sq, sk)
+    members = range(problem.batch if problem.mask.by_member else 1)
+    outlines = (problem.mask.outline(torch.arange(sq), sq, sk, b) for b in members)
+    keys = reduce(torch.maximum, (last - first + 1 for first, _, last in outlines)).clamp(min=0)
     per_pair = 2 * width * shared * (3.5 if gradients else 1)
-    per_row = ((last - first + 1).clamp(min=0) * per_pair).tolist()  # flop of a row in one group
+    once = (
+        0 if problem.mask.by_member else _MASK_FLOP * sk
+    )  # for deciding the mask of a row, whatever the groups
+    per_row = (keys * per_pair + (_MASK_FLOP * sk - once)).tolist()  # flop of a row in one group
 
     def choice(picked: list[tuple[int, int]], rows: Iterable[int]) -> Sample:
         rows = tuple(sorted(rows))
@@ -353,19 +330,21 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     whole = costs.flops(problem)
     assert whole is not None
     exact = whole * 3.5 / costs.WORK[problem.direction] if gradients else whole
-    if exact + _MASK_FLOP * sq * sk <= work and len(groups) <= most(sq):
+    if exact + _MASK_FLOP * sq * sk * len(members) <= work and len(groups) <= most(sq):
         return choice(groups, range(sq))
 
     rng = random.Random(seed)
     rows = {i for i in _always(problem, sq, sk) if 0 <= i < sq}
     cost = sum(per_row[i] for i in rows)
-    left = work - _MASK_FLOP * sk * len(rows)
+    left = work - once * len(rows)
     part = 1 if len(rows) == sq else 2  # half for groups, half for rows
     affordable = max(2, int(min(left / part / max(cost, 1), len(groups))))
     count = min(len(groups), most(len(rows)), affordable)
     ends, middle = [groups[0], groups[-1]], groups[1:-1]
     if count == 2 and middle:
         ends = [rng.choice(ends)]
+        if problem.mask.by_member:  # two members, whatever their masks
+            middle = [group for group in middle if group[0] != ends[0][0]] or middle
     picked = list(dict.fromkeys([*ends, *rng.sample(middle, min(len(middle), max(0, count - len(ends))))]))
     left -= cost * len(picked)
     least = len(rows) + RANDOM_ROWS
@@ -375,7 +354,7 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
             i = min(max(i // 64 * 64 + rng.choice((-1, 0, 1)), 0), sq - 1)
         if i in rows:
             continue
-        left -= per_row[i] * len(picked) + _MASK_FLOP * sk
+        left -= per_row[i] * len(picked) + once
         if (left < 0 and len(rows) >= least) or len(picked) > most(len(rows) + 1):
             break
         rows.add(i)
@@ -386,13 +365,12 @@ def _always(problem: Problem, sq: int, sk: int) -> Iterator[int]:
     yield from (0, sq - 1)
     for edge in (64, 128, (sq - 1) // 64 * 64, (sq - 1) // 128 * 128):
         yield from (edge - 1, edge, edge + 1)
-    masks = problem.mask.factors if isinstance(problem.mask, Product) else (problem.mask,)
-    for mask in masks:
-        if isinstance(mask, Window | GlobalWindow):
-            if mask.left is not None:
-                yield from (mask.left - (sk - sq), mask.left - (sk - sq) + 1)
-            if mask.right is not None:
-                yield from (sq - 2 - mask.right, sq - 1 - mask.right)
+    for b in {0, problem.batch - 1 if problem.mask.by_member else 0}:
+        for line in problem.mask.outline(torch.arange(sq), sq, sk, b):
+            line = line.clamp(-1, sk)
+            bends = (line[2:] - 2 * line[1:-1] + line[:-2]).nonzero() + 1
+            if len(bends):
+                yield from (int(bends[0]), int(bends[0]) + 1, int(bends[-1]) - 1, int(bends[-1]))
 
 
 def mask_dout(inputs: Inputs, sample: Sample, qkv_format: str) -> None:

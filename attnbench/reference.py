@@ -10,8 +10,9 @@ in flight (one, at long context) in the wider type, and a byte for each sampled 
 mask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,8 +43,7 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
     there is none; `groups` [G, 2] and `rows` [R] of the sample; and `top_score`, the largest size of a row's
     largest score.
     """
-    blocks = _blocks(problem, sample, inputs.q.device)
-    found = _compute(problem, inputs, sample, blocks, torch.float64, _keep, torch.matmul, sizes=True)
+    found = _compute(problem, inputs, sample, torch.float64, _keep, torch.matmul, sizes=True)
     return {**found, "groups": torch.tensor(sample.groups), "rows": torch.tensor(sample.rows)}
 
 
@@ -55,14 +55,12 @@ def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, T
     rounds the factors of every product to TF32. float64 adds products up in another order than the oracle:
     else the two would coincide.
     """
-    dtype, blocks = inputs.q.dtype, _blocks(problem, sample, inputs.q.device)
+    dtype = inputs.q.dtype
     if dtype in (torch.float16, torch.bfloat16):
-        found = _compute(
-            problem, inputs, sample, blocks, torch.float32, lambda x: x.to(dtype).float(), torch.matmul
-        )
+        found = _compute(problem, inputs, sample, torch.float32, lambda x: x.to(dtype).float(), torch.matmul)
     else:
         product = {DType.FLOAT64: _in_halves, DType.TFLOAT32: _tf32_product}.get(problem.dtype, torch.matmul)
-        found = _compute(problem, inputs, sample, blocks, dtype, _keep, product)
+        found = _compute(problem, inputs, sample, dtype, _keep, product)
     return {name: tensor if name == "lse" else tensor.to(dtype) for name, tensor in found.items()}
 
 
@@ -86,24 +84,40 @@ def _tf32(tensor: Tensor) -> Tensor:
 _Block = tuple[slice, slice, Tensor | None]
 
 
-def _blocks(problem: Problem, sample: "Sample", device: torch.device) -> list[_Block]:
-    """Places in the sampled rows, the keys from the first to the last that one of these rows may attend to,
-    and which of the keys each may: [r, n], or None for all. Rows that may attend to none are in no block."""
+def _portions(
+    problem: Problem, sample: "Sample", most: int, device: torch.device
+) -> Iterator[tuple[slice, list[_Block]]]:
+    """Places of at most so many groups, and their blocks: groups of one member where the mask differs by it."""
+    by_member = problem.mask.by_member
+    for b, places in groupby(range(len(sample.groups)), lambda at: sample.groups[at][0] if by_member else 0):
+        ordered = list(places)
+        blocks, end = _blocks(problem, sample, device, b), ordered[-1] + 1
+        for start in range(ordered[0], end, most):
+            yield slice(start, min(start + most, end)), blocks
+
+
+def _blocks(problem: Problem, sample: "Sample", device: torch.device, b: int) -> list[_Block]:
+    """Places in the sampled rows, the keys from the first to the last that one of these rows may attend to in member
+    b, and which of the keys each may: [r, n], or None for all. Rows that may attend to none are in no block."""
     assert problem.uniform is not None
     sq, sk = problem.uniform
     count = min(_ROWS, max(1, _BLOCK // (problem.heads_q // problem.heads_kv * sk)))
-    rows, j = torch.tensor(sample.rows, device=device)[:, None], torch.arange(sk, device=device)[None]
+    rows = torch.tensor(sample.rows, device=device)
     blocks: list[_Block] = []
     for start in range(0, len(rows), count):
         here = slice(start, start + count)
         if isinstance(problem.mask, Full):
             blocks.append((here, slice(None), None))
             continue
-        allowed = problem.mask.allowed(rows[here], j, sq, sk)
+        first, _, last = problem.mask.outline(rows[here], sq, sk, b)
+        low = int(first.min())
+        j = torch.arange(low, max(low, int(last.max()) + 1), device=device)
+        allowed = problem.mask.allowed(rows[here, None], j, sq, sk, b)
         some = allowed.any(0).nonzero()
         if len(some):
-            keys = slice(int(some[0]), int(some[-1]) + 1)
-            allowed = allowed[:, keys].clone()
+            seen = slice(int(some[0]), int(some[-1]) + 1)
+            allowed = allowed[:, seen].clone()
+            keys = slice(low + seen.start, low + seen.stop)
             blocks.append((here, keys, None if bool(allowed.all()) else allowed))
     return blocks
 
@@ -112,7 +126,6 @@ def _compute(
     problem: Problem,
     inputs: Inputs,
     sample: "Sample",
-    blocks: list[_Block],
     dtype: torch.dtype,
     rnd: Rounding,
     product: Product,
@@ -136,8 +149,7 @@ def _compute(
     results = {name: torch.zeros(shapes[name], dtype=dtype, device=inputs.q.device) for name in names}
     names.append("lse")
     results["lse"] = torch.full((total, shared, len(sample.rows)), -torch.inf).to(results[names[0]])
-    for start in range(0, total, together):
-        here = slice(start, start + together)
+    for here, blocks in _portions(problem, sample, together, inputs.q.device):
         part = replace(sample, groups=sample.groups[here])
         k, v = part.keys(inputs.k).to(dtype), part.keys(inputs.v).to(dtype)
         squares = (

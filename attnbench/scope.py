@@ -7,8 +7,6 @@ def computable(problem: Problem) -> str | None:
     """None where the oracle can compute `problem`, so that an answer can be verified; else the reason in words."""
     if not isinstance(problem.mechanism, Softmax):
         return f"no reference for the {problem.mechanism.name} mechanism yet"
-    if not problem.mask.by_index:
-        return f"no reference for the {problem.mask} mask yet"
     for modifier in problem.modifiers:
         if not isinstance(modifier, Softcap):
             return f"no reference for {modifier.name} yet"

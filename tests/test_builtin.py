@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_masks import drawn
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,6 +50,11 @@ MASKS = (
     "prefix-lm:prefix=3",
     "block-causal:size=4",
     "global-window:tokens=1:left=1:right=0",
+    "tree:width=2:depth=1",
+    "block-sparse:density=0.5:block=4",
+    "document:count=3*causal",
+    "key-padding:share=0.4",
+    "left-padding:share=0.3*causal",
 )
 SHAPES = (
     "batch=2 seqlen=9 heads=3 head_dim=8",
@@ -106,12 +112,8 @@ def make_inputs(problem: Problem, device: str = "cpu", seed: int = 0, form: str 
     return formed(inputs, form)
 
 
-@cache
-def cells(problem: Problem) -> torch.Tensor:
-    """The mask asked cell by cell: boolean [Sq, Sk]."""
-    sq, sk = problem.sequences[0]
-    seen = [[bool(problem.mask.allowed(i, j, sq, sk)) for j in range(sk)] for i in range(sq)]
-    return torch.tensor(seen, dtype=torch.bool).view(sq, sk)
+cells = cache(drawn)
+"""The mask of a problem, drawn cell by cell: boolean [B, Sq, Sk]."""
 
 
 def weights(problem: Problem, q: torch.Tensor, k: torch.Tensor, head: int) -> torch.Tensor:
@@ -204,8 +206,9 @@ def assert_right(got: tuple[torch.Tensor, ...], problem: Problem, device: str = 
         assert tensor.dtype == getattr(torch, problem.dtype.value), name
         assert tensor.device == want.device, name
         assert error(tensor, want) <= allowed, f"{name}: {error(tensor, want):.2g} > {allowed:.2g}"
-        unseen = ~cells(forward).any(1 if name in ("out", "dq") else 0)  # queries or keys alone
-        assert not tensor[:, :, unseen.to(tensor.device)].any(), f"{name}: a row that must be zero is not"
+        unseen = ~cells(forward).any(-1 if name in ("out", "dq") else -2)  # [B, S], queries or keys alone
+        rows = tensor.transpose(1, 2)[unseen.to(tensor.device)]
+        assert not rows.any(), f"{name}: a row that must be zero is not"
 
 
 def sweep(name: str, dtype: str, device: Device) -> tuple[int, int]:
@@ -230,9 +233,9 @@ def sweep(name: str, dtype: str, device: Device) -> tuple[int, int]:
 @pytest.mark.parametrize("name", GENERAL)
 def test_what_the_capabilities_allow_runs_and_is_right(name: str, dtype: str) -> None:
     ran, refused = sweep(name, dtype, CPU)
-    softcap, unequal = 5 * 9 + 4 * 2, 9  # cells of the grid with a softcap; others with Dv != D
+    softcap, unequal = 5 * 14 + 4 * 2, 14  # cells of the grid with a softcap; others with Dv != D
     lost = softcap * ("sdpa" in name) + unequal * (name == "torch-sdpa-flash")
-    whole = 109
+    whole = 159
     if name == "numpy" and dtype not in ("float32", "float64"):
         lost = whole
     assert (ran, refused) == (whole - lost, lost)
@@ -250,23 +253,29 @@ PICKED = {
             "seqlen_q=7 seqlen_kv=18 heads=3 head_dim=5",
             "seqlen_q=13 seqlen_kv=6 heads=2 head_dim=8",
         ),
-        MASKS,
+        MASKS[:-3],
         [f"dtype={d} direction={way}" for way in ("forward_backward", "backward", "forward") for d in DTYPES],
     ),
     "torch-flex-eager": texts(
-        SHAPES, MASKS[:5], [f"dtype={d} modifiers={m}" for m in ("none", "softcap:cap=1.5") for d in DTYPES]
+        SHAPES,
+        MASKS[:5] + MASKS[-5:],
+        [f"dtype={d} modifiers={m}" for m in ("none", "softcap:cap=1.5") for d in DTYPES],
     ),
     "torch-flex": [
         f"{SHAPES[1]} dtype=bfloat16 mask=causal",
         f"{SHAPES[2]} dtype=float32 mask=chunked:size=4*causal modifiers=softcap:cap=1.5",
         f"{SHAPES[3]} dtype=float16",
         f"{TILED} dtype=float32 mask=window:left=40:right=0",
+        f"batch=3 {TILED} dtype=float32 mask=document:count=5*causal",
+        f"batch=2 {TILED} dtype=bfloat16 mask=key-padding:share=0.4*block-sparse:density=0.3:block=50",
+        f"batch=2 {SHAPES[2]} dtype=float32 mask=tree:width=2:depth=2*left-padding:share=0.3",
     ],
     "torch-compile-naive": [
         f"{SHAPES[0]} dtype=float32 mask=causal direction=backward",
         f"{SHAPES[1]} dtype=bfloat16 mask=causal direction=forward_backward",
         f"{SHAPES[2]} dtype=float64 mask=causal modifiers=softcap:cap=1.5",
         f"{SHAPES[3]} dtype=float16 mask=window:left=3:right=1",
+        f"{SHAPES[3]} dtype=float32 mask=document:count=3*causal",
     ],
 }
 """Problems for those that the whole grid would take too long, or that refuse most of it."""
@@ -289,6 +298,10 @@ def test_picked_problems_are_right(name: str, text: str) -> None:
         ("causal-top-left", 5, 3, "100 110 111 111 111"),
         ("window:left=1:right=0", 3, 5, "01100 00110 00011"),
         ("causal*chunked:size=2", 3, 5, "00100 00110 00001"),
+        ("tree:width=2:depth=1", 4, 5, "11000 11100 11110 11101"),
+        ("document:count=5*causal", 5, 5, "10000 01000 00100 00010 00001"),
+        ("key-padding:share=0.4", 3, 5, "11100 11100 11100"),
+        ("left-padding:share=0.4*causal", 5, 5, "00000 00000 00100 00110 00111"),
     ],
 )
 def test_masks_look_as_their_names_say(name: str, mask: str, sq: int, sk: int, picture: str) -> None:
@@ -620,6 +633,36 @@ def test_a_block_mask_made_by_rows_is_that_of_torch(
         for name in (f"{kind}_num_blocks", f"{kind}_indices"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
             assert getattr(ours, name).dtype == getattr(theirs, name).dtype, name
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(
+            "document:count=4",
+            "document:count=9:seed=1*causal",
+            "key-padding:share=0.4",
+            "left-padding:share=0.4",
+        ),
+        *(
+            "tree:width=3:depth=4",
+            "block-sparse:density=0.3:block=48",
+            "block-sparse:density=0.2:block=128*causal",
+        ),
+        "left-padding:share=0.3*window:left=100:right=0*document:count=2",
+    ],
+)
+@pytest.mark.parametrize(("sq", "sk"), [(256, 256), (200, 331), (1, 300), (300, 140)])
+def test_flex_sees_of_every_seeded_mask_what_is_drawn(mask: str, sq: int, sk: int) -> None:
+    text = f"batch=3 seqlen_q={sq} seqlen_kv={sk} heads=1 head_dim=8 dtype=float32 mask={mask}"
+    problem = Problem.parse(text)
+    ours = torch_compile._flex(problem, torch.device("cpu")).keywords["block_mask"]
+    b, i, j = torch.arange(3)[:, None, None], torch.arange(sq)[:, None], torch.arange(sk)
+    assert torch.equal(ours.mask_mod(b, None, i, j).expand(3, sq, sk), cells(problem))
+    theirs = create_block_mask(ours.mask_mod, 3 if problem.mask.by_member else None, None, sq, sk, "cpu")
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        for name in (f"{kind}_num_blocks", f"{kind}_indices"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
 def test_the_ninth_shape_is_compiled_like_the_first() -> None:

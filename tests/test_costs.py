@@ -1,42 +1,46 @@
 import numpy as np
 import pytest
+from drawn_masks import EXAMPLES, PRODUCTS, TEXTS, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnbench import costs
 from attnbench.costs import flops, keys_seen, least_bytes, pairs, touched_bytes
 from attnbench.problem import Problem, parse_mask
 from attnbench.testing import problem
 
-COUNTED = [
-    "full",
-    "causal",
-    "causal-top-left",
-    "window:left=5:right=0",
-    "window:left=0:right=3",
-    "window:left=7",
-    "window:right=2",
-    "chunked:size=4",
-    "prefix-lm:prefix=3",
-    "causal*chunked:size=4",
-]
+
+@given(text=TEXTS, sq=st.integers(0, 24), sk=st.integers(0, 24), b=st.integers(0, 2))
+def test_pairs_of_any_mask_are_counted_exactly(text: str, sq: int, sk: int, b: int) -> None:
+    mask = parse_mask(text)
+    seen = np.array(draw(mask, sq, sk, b), dtype=bool).reshape(sq, sk)
+    assert pairs(mask, sq, sk, b) == seen.sum()
+    assert keys_seen(mask, sq, sk, b) == seen.any(0).sum()
 
 
-@pytest.mark.parametrize("mask", COUNTED)
-@given(sq=st.integers(0, 24), sk=st.integers(0, 24))
-def test_pairs_are_counted_exactly(mask: str, sq: int, sk: int) -> None:
-    found = parse_mask(mask)
-    allowed = found.allowed(np.arange(sq)[:, None], np.arange(sk)[None, :], sq, sk)
-    assert pairs(found, sq, sk) == np.count_nonzero(np.broadcast_to(allowed, (sq, sk)))
-    assert keys_seen(found, sq, sk) == np.count_nonzero(np.broadcast_to(allowed, (sq, sk)).any(0))
+@pytest.mark.parametrize("text", [*EXAMPLES.values(), *PRODUCTS])
+def test_pairs_are_the_same_in_parts(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = parse_mask(text)
+    whole = pairs(mask, 100, 150, 1)
+    monkeypatch.setattr(costs, "_PAIRS", 1000)
+    monkeypatch.setattr(costs, "_OUTLINES", 7)
+    assert pairs.__wrapped__(mask, 100, 150, 1) == whole
 
 
-def test_pairs_of_a_long_context_cost_nothing() -> None:
+@pytest.mark.parametrize("text", ["causal", "window:left=1023:right=0", "document:count=16*causal"])
+def test_pairs_of_a_long_context_take_time_proportional_to_its_length(text: str) -> None:
     n = 2**20
-    assert pairs(parse_mask("causal"), n, n) == n * (n + 1) // 2
+    if text == "causal":
+        assert pairs(parse_mask(text), n, n) == n * (n + 1) // 2
+    else:
+        assert n < pairs(parse_mask(text), n, n) < n * (n + 1) // 8
 
 
-def test_a_mask_that_cannot_be_counted_yet_has_no_flops() -> None:
-    assert flops(problem(mask="document:count=4")) is None
+def test_members_of_a_batch_are_counted_with_their_own_masks() -> None:
+    found = problem(mask="document:count=3*causal", batch=3, seqlen=50, heads=1, head_dim=8)
+    seen = sum(sum(map(sum, draw(found.mask, 50, 50, b))) for b in range(3))
+    assert flops(found) == 2 * seen * (8 + 8)
+    assert seen != 3 * sum(map(sum, draw(found.mask, 50, 50)))
 
 
 def test_flops_of_a_known_case() -> None:
@@ -80,7 +84,7 @@ def test_backward_reads_the_forward_pass_and_writes_a_gradient_for_each_input() 
 
 
 def test_of_many_queries_at_least_so_many_keys_are_seen() -> None:
-    mask = parse_mask("causal*chunked:size=64")
+    mask = parse_mask("dilated:step=3*chunked:size=64")
     assert 3000 < keys_seen(mask, 5000, 5000) <= 5000
 
 

@@ -7,13 +7,14 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from drawn_masks import drawn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from attnbench import costs, inputs
 from attnbench.implementation import Inputs
-from attnbench.problem import MASKS, Causal, IndexMask, Problem, parse_mask
+from attnbench.problem import Causal, Problem
 
 SMALL = "batch=2 seqlen_q=5 seqlen_kv=7 heads_q=4 heads_kv=2 head_dim=8 head_dim_v=16 mask=causal"
 GRADIENTS = "direction=forward_backward"
@@ -80,72 +81,83 @@ def test_another_kind_or_seed_gives_other_values_in_the_same_storage() -> None:
 
 # ---------------------------------------------------------------- where peaked queries point
 
-EXAMPLES = {
-    "full": "full",
-    "causal": "causal",
-    "causal-top-left": "causal-top-left",
-    "window": "window:left=3:right=1",
-    "chunked": "chunked:size=4",
-    "dilated": "dilated:step=3",
-    "prefix-lm": "prefix-lm:prefix=4",
-    "block-causal": "block-causal:size=3",
-    "global-window": "global-window:tokens=2:left=2:right=1",
-}
-MORE = ("window:left=2", "window:right=2", "window:left=0:right=0", "global-window:tokens=0:left=2:right=1",
-        "chunked:size=4*causal", "window:left=3*causal-top-left", "prefix-lm:prefix=0")  # fmt: skip
+SHAPE = "batch=2 seqlen_q=40 seqlen_kv=60 heads_q=4 heads_kv=2"
 
 
-def matrix(text: str, sq: int, sk: int) -> Tensor:
-    return parse_mask(text).allowed(torch.arange(sq)[:, None], torch.arange(sk)[None], sq, sk)
+def scores(problem: Problem, made: Inputs) -> Tensor:
+    """[B, Hq, Sq, Sk], in float32 at least."""
+    q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (made.q, made.k))
+    return q @ k.repeat_interleave(2, 1).mT * problem.softmax_scale
 
 
-def test_every_mask_of_the_indices_has_an_example_here() -> None:
-    assert {name for name, kind in MASKS.items() if issubclass(kind, IndexMask)} == set(EXAMPLES)
-    assert all(parse_mask(text).name == name for name, text in EXAMPLES.items())
-
-
-@pytest.mark.parametrize("text", [*EXAMPLES.values(), *MORE])
-@pytest.mark.parametrize(("sq", "sk"), [(1, 1), (1, 9), (9, 1), (8, 8), (5, 12), (12, 5)])
-def test_bounds_are_the_first_and_the_last_key_allowed(text: str, sq: int, sk: int) -> None:
-    first, last = inputs.bounds(parse_mask(text), torch.arange(sq), sq, sk)
-    for i, row in enumerate(matrix(text, sq, sk)):
-        keys = row.nonzero().flatten().tolist()
-        if keys:
-            assert (int(first[i]), int(last[i])) == (keys[0], keys[-1])
-        else:
-            assert first[i] > last[i]
-
-
-@pytest.mark.parametrize("text", ["full", "causal", "causal-top-left", "window:left=20:right=4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("full", "causal", "causal-top-left", "window:left=20:right=4", "chunked:size=16"),
+        *("document:count=4", "document:count=3*causal", "key-padding:share=0.4", "left-padding:share=0.2"),
+    ],
+)
 @pytest.mark.parametrize("more", ["", " scale=1.0", " scale=-0.05"])
 def test_peaked_queries_point_at_the_edges_of_their_mask(text: str, more: str) -> None:
-    shape = "batch=2 seqlen_q=40 seqlen_kv=60 heads_q=4 heads_kv=2 head_dim=128 dtype=float32"
-    problem, made = make(f"{shape} mask={text}{more}", "peaked")
-    k = made.k.repeat_interleave(2, 1)
-    scores = (made.q @ k.mT * problem.softmax_scale).abs() if more else made.q @ k.mT * problem.softmax_scale
-    edges = torch.zeros(40, 60, dtype=torch.bool)
-    for i, row in enumerate(matrix(text, 40, 60)):
-        keys = row.nonzero().flatten().tolist()
+    problem, made = make(f"{SHAPE} head_dim=128 dtype=float32 mask={text}{more}", "peaked")
+    s = scores(problem, made).abs() if more else scores(problem, made)
+    edges = torch.zeros(2, 40, 60, dtype=torch.bool)
+    for b, i in product(range(2), range(40)):
+        keys = drawn(problem)[b, i].nonzero().flatten().tolist()
         for j in (keys[0] - 1, keys[0], keys[-1], keys[-1] + 1):
-            edges[i, max(0, min(j, 59))] |= 0 <= j < 60
-    high, low = scores[..., edges], scores[..., ~edges]
+            edges[b, i, max(0, min(j, 59))] |= 0 <= j < 60
+    edges = edges[:, None].expand_as(s)
+    high, low = s[edges], s[~edges]
     assert abs(float(high.mean()) - inputs.PEAK) < 1
     assert float(low.mean()) < 3
-    assert float((high > low.max(dim=-1, keepdim=True).values).double().mean()) > 0.5
+    others = s.masked_fill(edges, -math.inf).amax(-1, keepdim=True).expand_as(s)
+    assert float((high > others[edges]).double().mean()) > 0.5
 
 
-@pytest.mark.parametrize("text", ["full", "causal", "window:left=20:right=4", "dilated:step=3"])
+@pytest.mark.parametrize(
+    "text", ["dilated:step=4", "global-window:tokens=3:left=9:right=2", "tree:width=3:depth=2"]
+)
+def test_peaked_queries_point_at_the_gap_before_their_own_position_too(text: str) -> None:
+    problem, made = make(f"{SHAPE} head_dim=128 dtype=float32 mask={text}*causal", "peaked")
+    s, seen, pointed = scores(problem, made), drawn(problem), 0
+    for i in range(40):
+        p = i + 20
+        near = next((j for j in range(p, 0, -1) if not seen[0, i, j - 1]), 0)
+        if near > 1 and p > near:  # else the run is a single key, or begins with the first
+            assert float(s[..., i, near].mean()) > inputs.PEAK / 2
+        if near > 1:
+            assert float(s[..., i, near - 1].mean()) > inputs.PEAK / 2
+            pointed += 1
+    assert pointed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "full",
+            "causal",
+            "window:left=20:right=4",
+            "dilated:step=3",
+            "dilated:step=2*window:left=9:right=3",
+        ),
+        *("global-window:tokens=2:left=3:right=0*causal", "tree:width=2:depth=3", "document:count=4"),
+        *(
+            "block-sparse:density=0.3:block=4*causal",
+            "block-sparse:density=0.3:block=4",
+            "key-padding:share=0.2",
+        ),
+        "document:count=3*causal",
+    ],
+)
 @pytest.mark.parametrize(
     ("dtype", "more"), [("float32", ""), ("float16", " scale=1.0"), ("float64", " scale=-0.05")]
 )
 def test_every_row_of_large_scores_has_one_heavy_key_and_overflows_or_vanishes_without_its_maximum(
     text: str, dtype: str, more: str
 ) -> None:
-    shape = f"batch=2 seqlen_q=40 seqlen_kv=60 heads_q=4 heads_kv=2 head_dim=64 dtype={dtype}"
-    problem, made = make(f"{shape} mask={text}{more}", "large")
-    wide = torch.promote_types(made.q.dtype, torch.float32)
-    s = made.q.to(wide) @ made.k.to(wide).repeat_interleave(2, 1).mT * problem.softmax_scale
-    s = s.masked_fill(~matrix(text, 40, 60), -math.inf)
+    problem, made = make(f"{SHAPE} head_dim=64 dtype={dtype} mask={text}{more}", "large")
+    s = scores(problem, made).masked_fill(~drawn(problem)[:, None], -math.inf)
     assert (s.softmax(-1).amax(-1) > 0.999).all()
     sums = s.exp().sum(-1)
     up = torch.arange(40) // 2 % 2 == 0
@@ -231,6 +243,31 @@ def test_a_sample_always_holds_the_edges() -> None:
         assert {1000, 1001, 8160, 8161} <= set(sample.rows)  # where the window leaves the first and last key
         assert {(0, 0), (1, 3)} <= set(sample.groups)
         assert list(sample.rows) == sorted(set(sample.rows))
+
+
+@pytest.mark.parametrize("mask", ["document:count=3*causal", "chunked:size=3000*causal", "document:count=5"])
+def test_a_sample_always_holds_the_rows_where_the_mask_bends(mask: str) -> None:
+    problem = Problem.parse(f"batch=3 seqlen=8192 heads=2 head_dim=64 dtype=float32 mask={mask}")
+    sample = inputs.sample(problem, work=1e9, seed=0)
+    for b in (0, 2):
+        first, _, last = problem.mask.outline(torch.arange(8192), 8192, 8192, b)
+        for line in (first, last):
+            (bends,) = (line.diff() > 1).nonzero(as_tuple=True)  # the last row before the outline leaps
+            for row in bends[[0, -1]].tolist() if len(bends) else ():
+                assert {row, row + 1} <= set(sample.rows)
+
+
+@pytest.mark.parametrize("mask", ["document:count=4*causal", "key-padding:share=0.4"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_sample_of_members_with_masks_of_their_own_stays_within_its_work(mask: str, direction: str) -> None:
+    problem = Problem.parse(f"{LONG} mask={mask} direction={direction}")
+    sample = inputs.sample(problem, work=4e9, seed=0)
+    sq, sk = problem.uniform
+    rows, pairs = torch.tensor(sample.rows), 0
+    for b, _ in sample.groups:
+        pairs += int(problem.mask.allowed(rows[:, None], torch.arange(sk), sq, sk, b).sum())
+    flop = 2 * pairs * 128 * 2 * (3.5 if direction == "backward" else 1)
+    assert flop + inputs._MASK_FLOP * sk * len(rows) * len(sample.groups) <= 4e9
 
 
 def test_a_sample_always_holds_rows_and_a_group_that_nobody_can_know() -> None:

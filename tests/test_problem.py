@@ -144,6 +144,11 @@ def test_batch_grammar_points_at_the_character(text: str, place: int) -> None:
         ({"mask": "window:left=x"}, "left of window must be a number, got 'x'", None),
         ({"mask": "chunked"}, "mask `chunked` needs `size`", "write chunked:size=16"),
         ({"mask": "block-sparse:density=1.5"}, "density of block-sparse must be at most 1, got 1.5", None),
+        (
+            {"mask": "tree:width=4:depth=30"},
+            "a tree of width 4 and depth 30 has more than 1,048,576 nodes",
+            None,
+        ),
         ({"dtype": "bf16"}, "unknown dtype `bf16`", "bfloat16"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0", None),
         ({"scale": 0.0}, "scale must be a finite number other than 0, got 0.0", None),

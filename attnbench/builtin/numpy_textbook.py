@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
-    INDEX_MASKS,
+    ALL_MASKS,
     Capabilities,
     Direction,
     Implementation,
@@ -29,7 +29,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=Capabilities(
             dtypes=frozenset(("float32", "float64")),
             directions=frozenset(("forward", "backward", "forward_backward")),
-            masks=INDEX_MASKS,
+            masks=ALL_MASKS,
             modifiers=frozenset(("softcap",)),
             grouped_heads=True,
             unequal_head_dims=True,
@@ -119,11 +119,12 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
 
 
 def _forbidden(problem: Problem, sq: int, sk: int) -> "npt.NDArray[np.bool_] | None":
-    """True where a query may not see a key, [Sq, Sk]; None where every one may see all."""
+    """True where a query may not see a key, [Sq, Sk] or, where members differ, [B, 1, 1, Sq, Sk]; None where all may
+    see all."""
     import numpy as np
 
     if problem.mask.name == "full":
         return None
-    i, j = np.arange(sq)[:, None], np.arange(sk)[None, :]
-    allowed: npt.NDArray[np.bool_] = problem.mask.allowed(i, j, sq, sk)
+    i, j, b = np.arange(sq)[:, None], np.arange(sk), np.arange(problem.batch)[:, None, None, None, None]
+    allowed: npt.NDArray[np.bool_] = problem.mask.allowed(i, j, sq, sk, b)
     return ~allowed

@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
-    INDEX_MASKS,
+    ALL_MASKS,
     Capabilities,
     Device,
     Direction,
@@ -70,7 +71,7 @@ def _capabilities(*dtypes: str) -> Capabilities:
         dtypes=frozenset(dtypes),
         devices=frozenset(("cpu", "cuda")),
         directions=frozenset(("forward", "backward", "forward_backward")),
-        masks=INDEX_MASKS,
+        masks=ALL_MASKS,
         modifiers=frozenset(("softcap",)),
         grouped_heads=True,
         unequal_head_dims=True,
@@ -182,9 +183,9 @@ def _naive(problem: Problem, device: "torch.device") -> "Callable[..., torch.Ten
     scale, cap = problem.softmax_scale, problem.softcap
     forbidden = blind = None
     if problem.mask.name != "full":
-        i, j = (torch.arange(n, device=device) for n in shape)
-        forbidden = ~problem.mask.allowed(i[:, None], j[None, :], sq, sk)  # [Sq, Sk]
-        blind = forbidden.all(-1, keepdim=True)  # [Sq, 1], queries that see no key
+        i, j, b = (torch.arange(n, device=device) for n in (sq, sk, problem.batch))
+        forbidden = ~problem.mask.allowed(i[:, None], j, sq, sk, b[:, None, None, None])
+        blind = forbidden.all(-1, keepdim=True)  # [..., Sq, 1], queries that see no key
         blind = blind if blind.any() else None
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -228,28 +229,60 @@ def _prepare_flex_eager(problem: Problem, inputs: Inputs) -> Prepared:
 
 def _flex(problem: Problem, device: "torch.device") -> "partial[torch.Tensor]":
     import torch
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention.flex_attention import and_masks, flex_attention
 
-    assert problem.uniform is not None
-    sq, sk = problem.uniform
     cap = problem.softcap
 
     def softcap(s: torch.Tensor, b: Any, h: Any, i: Any, j: Any) -> torch.Tensor:
         assert cap is not None
         return torch.tanh(s / cap) * cap
 
-    def allowed(b: Any, h: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        seen: torch.Tensor = problem.mask.allowed(i, j, sq, sk)
-        return seen
-
-    full = problem.mask.name == "full"
+    block_mask = None
+    if problem.mask.name != "full":
+        parts = [_mask_mod(part, problem, device) for part in problem.mask.parts]
+        allowed = parts[0] if len(parts) == 1 else and_masks(*parts)
+        block_mask = _block_mask(problem, allowed, device)
     return partial(
         flex_attention,
         score_mod=None if cap is None else softcap,
-        block_mask=None if full else _block_mask(problem, allowed, device),
+        block_mask=block_mask,
         scale=problem.scale,
         enable_gqa=problem.heads_q != problem.heads_kv,
     )
+
+
+def _mask_mod(mask: Any, problem: Problem, device: "torch.device") -> Callable[..., Any]:
+    """A factor of the mask as a user of flex writes it: what is seeded is looked up in a tensor made beforehand."""
+    import torch
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    before = sk - sq
+
+    match mask.name:
+        case "document":
+            p = torch.arange(sk)
+            cuts = (torch.tensor(mask.cuts(sk, b), dtype=torch.int64) for b in range(problem.batch))
+            of_key = torch.stack([torch.bucketize(p, c, right=True) for c in cuts]).to(device)  # [B, Sk]
+            of_query = torch.nn.functional.pad(
+                of_key, (-before, 0), value=-1
+            )  # [B, Sq]; -1 before the first key
+            return lambda b, h, i, j: of_query[b, i] == of_key[b, j]
+        case "key-padding":
+            keys = torch.tensor([mask.keys(sk, b) for b in range(problem.batch)], device=device)
+            return lambda b, h, i, j: j < keys[b]
+        case "left-padding":
+            first = torch.tensor([sk - mask.keys(sk, b) for b in range(problem.batch)], device=device)
+            return lambda b, h, i, j: j >= first[b]
+        case "tree":
+            until = mask.until(torch.arange(sk, device=device), sk)
+            return lambda b, h, i, j: (j <= i + before) & (i + before < until[j])
+        case "block-sparse":
+            shift = before % mask.block  # a query's place in its tile, that of query 0
+            corner = torch.arange(-shift, sq, mask.block, device=device).clamp(min=0)
+            seen = mask.allowed(corner[:, None], torch.arange(0, sk, mask.block, device=device), sq, sk)
+            return lambda b, h, i, j: seen[(i + shift) // mask.block, j // mask.block]
+    return lambda b, h, i, j: mask.allowed(i, j, sq, sk)
 
 
 _TILE = 128
@@ -265,21 +298,22 @@ def _block_mask(problem: Problem, allowed: Callable[..., Any], device: "torch.de
 
     assert problem.uniform is not None
     sq, sk = problem.uniform
-    counts = torch.zeros(-(-sq // _TILE), -(-sk // _TILE), dtype=torch.int64, device=device)
-    for tile in range(len(counts)):
+    members = torch.arange(problem.batch if problem.mask.by_member else 1, device=device)
+    counts = torch.zeros(len(members), 1, -(-sq // _TILE), -(-sk // _TILE), dtype=torch.int64, device=device)
+    for b, tile in product(members, range(counts.shape[2])):
         i = torch.arange(tile * _TILE, min(sq, (tile + 1) * _TILE), device=device)
         for start in range(0, sk, _KEYS):
             j = torch.arange(start, min(sk, start + _KEYS), device=device)
-            seen = allowed(None, None, i[:, None], j).expand(len(i), len(j))
+            seen = allowed(b, None, i[:, None], j).expand(len(i), len(j))
             seen = seen.view(torch.uint8).sum(0, dtype=torch.uint8)  # [keys], at most 128 each
             seen = torch.nn.functional.pad(seen, (0, -len(j) % _TILE)).view(-1, _TILE).sum(-1)  # [tiles]
-            counts[tile, start // _TILE : start // _TILE + len(seen)] = seen
+            counts[b, 0, tile, start // _TILE : start // _TILE + len(seen)] = seen
     full = counts == _TILE**2  # what ends short of a whole tile is not full, so that flex masks it
 
     def ordered(kind: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each row of tiles, how many are of a kind, and their indices with the others behind."""
         indices = kind.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-        return kind.sum(-1, dtype=torch.int32)[None, None], indices.to(torch.int32)[None, None]
+        return kind.sum(-1, dtype=torch.int32), indices.to(torch.int32)
 
     return BlockMask.from_kv_blocks(
         *ordered((counts > 0) & ~full),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
-    INDEX_MASKS,
+    ALL_MASKS,
     Capabilities,
     Direction,
     Implementation,
@@ -26,7 +26,7 @@ _CAPABILITIES = Capabilities(
     dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward")),
-    masks=INDEX_MASKS,
+    masks=ALL_MASKS,
     modifiers=frozenset(("softcap",)),
     grouped_heads=True,
     unequal_head_dims=True,
@@ -54,9 +54,12 @@ def attnbench_implementations() -> Iterable[Implementation]:
 
 
 def _allowed(problem: Problem, i: "torch.Tensor", j: "torch.Tensor") -> "torch.Tensor":
-    """True where query i [rows, 1] may see key j [1, keys]: [rows, keys]."""
+    """True where query i [rows, 1] may see key j [1, keys]: [rows, keys], or [B, 1, rows, keys] where members differ."""
+    import torch
+
     assert problem.uniform is not None
-    allowed: torch.Tensor = problem.mask.allowed(i, j, *problem.uniform)
+    b = torch.arange(problem.batch, device=i.device)[:, None, None, None]
+    allowed: torch.Tensor = problem.mask.allowed(i, j, *problem.uniform, b)
     return allowed
 
 
@@ -71,8 +74,8 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     forbidden = blind = None
     if problem.mask.name != "full":
         i, j = (torch.arange(n, device=inputs.q.device) for n in shape)
-        forbidden = ~_allowed(problem, i[:, None], j[None, :])  # [Sq, Sk]
-        blind = forbidden.all(-1, keepdim=True)  # [Sq, 1], queries that see no key
+        forbidden = ~_allowed(problem, i[:, None], j[None, :])
+        blind = forbidden.all(-1, keepdim=True)  # [..., Sq, 1], queries that see no key
         blind = blind if blind.any() else None
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -115,11 +118,11 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
         if problem.mask.name == "full":
             tiles.append((keys, slice(0, sq * group), True))
             continue
-        seen = _allowed(problem, row[::group], key[:, keys])  # [Sq, keys]
-        queries = seen.any(-1).nonzero()
+        seen = _allowed(problem, row[::group], key[:, keys])  # [..., Sq, keys]
+        queries = seen.any(-1).view(seen.shape[:-2].numel(), sq).any(0).nonzero()
         if len(queries):
             first, end = int(queries[0]), int(queries[-1]) + 1
-            tiles.append((keys, slice(first * group, end * group), bool(seen[first:end].all())))
+            tiles.append((keys, slice(first * group, end * group), bool(seen[..., first:end, :].all())))
 
     def fold(tensor: torch.Tensor) -> torch.Tensor:
         """[B, Hq, Sq, X] -> [B Hk, Sq G, X] in at least float32: a group's queries become neighbouring rows."""
@@ -141,7 +144,8 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
             slope = 1 - s * s if differentiate else None
             s.mul_(cap)
         if not whole:
-            s.masked_fill_(~_allowed(problem, row[rows], key[:, keys]), float("-inf"))
+            forbidden = ~_allowed(problem, row[rows], key[:, keys])
+            torch.unflatten(s, 0, (problem.batch, problem.heads_kv)).masked_fill_(forbidden, -torch.inf)
         return s, slope
 
     class Tiled(torch.autograd.Function):

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
-    INDEX_MASKS,
+    ALL_MASKS,
     Capabilities,
     Device,
     Direction,
@@ -25,7 +25,7 @@ _CAPABILITIES = Capabilities(
     dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward")),
-    masks=INDEX_MASKS,
+    masks=ALL_MASKS,
     grouped_heads=True,
     unequal_head_dims=True,
 )
@@ -240,7 +240,8 @@ def _prepare_lse(problem: Problem, inputs: Inputs) -> Prepared:
 
 
 def _mask(kernel: str | None, form: str, problem: Problem, device: "torch.device") -> "torch.Tensor | None":
-    """None, torch's lower-right bias where a kernel on CUDA knows it, or a boolean [Sq, Sk] made once."""
+    """None, torch's lower-right bias where a kernel on CUDA knows it, or a boolean [Sq, Sk] made once,
+    [B, 1, Sq, Sk] where the members of the batch differ."""
     import torch
 
     if form in ("none", "is_causal"):
@@ -252,8 +253,8 @@ def _mask(kernel: str | None, form: str, problem: Problem, device: "torch.device
 
         bias: torch.Tensor = causal_lower_right(sq, sk)
         return bias
-    i, j = (torch.arange(n, device=device) for n in problem.uniform)
-    allowed: torch.Tensor = problem.mask.allowed(i[:, None], j[None, :], *problem.uniform)
+    i, j, b = (torch.arange(n, device=device) for n in (sq, sk, problem.batch))
+    allowed: torch.Tensor = problem.mask.allowed(i[:, None], j, sq, sk, b[:, None, None, None])
     return allowed
 
 

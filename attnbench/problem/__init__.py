@@ -18,6 +18,7 @@ from attnbench.problem.dtypes import DType
 from attnbench.problem.keys import PROBLEM_KEYS, parse_words
 from attnbench.problem.layouts import LAYOUTS, Dense, Layout, Packed, Paged, parse_layout
 from attnbench.problem.masks import (
+    ALL_MASKS,
     INDEX_MASKS,
     MASKS,
     BlockCausal,
@@ -29,7 +30,6 @@ from attnbench.problem.masks import (
     Document,
     Full,
     GlobalWindow,
-    IndexMask,
     KeyPadding,
     LeftPadding,
     Mask,
@@ -69,6 +69,7 @@ from attnbench.problem.problem import Problem, problem_from
 from attnbench.problem.variants import Variant, suggestion
 
 __all__ = [
+    "ALL_MASKS",
     "INDEX_MASKS",
     "LARGEST_BATCH",
     "LAYOUTS",
@@ -95,7 +96,6 @@ __all__ = [
     "Full",
     "General",
     "GlobalWindow",
-    "IndexMask",
     "KeyPadding",
     "Layout",
     "LeftPadding",

@@ -21,6 +21,17 @@ SHAPES = {
     "batch": "batch=2 mask=full",
     "causal": "mask=causal",
     "window": "mask=window:left=200:right=16",
+    "top-left": "mask=causal-top-left",
+    "chunked": "mask=chunked:size=100",
+    "dilated": "mask=dilated:step=3",
+    "prefix-lm": "mask=prefix-lm:prefix={short}",
+    "block-causal": "mask=block-causal:size=48",
+    "global-window": "mask=global-window:tokens=4:left=200:right=16",
+    "tree": "mask=tree:width=3:depth=3",
+    "block-sparse": "mask=block-sparse:density=0.25:block=64*causal",
+    "documents": "batch=2 mask=document:count={many}*causal",
+    "key-padding": "batch=2 mask=key-padding:share=0.3",
+    "left-padding": "batch=2 mask=left-padding:share=0.3*causal",
     "empty-rows": "mask=chunked:size={short}*causal-top-left",  # from row 64 on no key is allowed
     "ragged": "mask=full",
     "wide-values": "head_dim_v=80 mask=full",
@@ -31,13 +42,14 @@ SHAPES = {
     "grouped-gradients": "heads_q=4 heads_kv=2 mask=causal direction=forward_backward",
     "capped-gradients": "mask=causal modifiers=softcap:cap=20 direction=forward_backward",
 }
-"""What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys."""
+"""What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys, `{many}` a 64th
+of them."""
 
 RAGGED = 37  # keys beyond a multiple of any tile
 
 
 def problem(shape: str, keys: int, dtype: str) -> Problem:
-    words = SHAPES[shape].format(short=keys - 64)
+    words = SHAPES[shape].format(short=keys - 64, many=keys // 64)
     if "heads" not in words:
         words += " heads=2"
     keys += RAGGED if shape == "ragged" else 0

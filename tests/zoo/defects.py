@@ -8,12 +8,13 @@ them, or a change of what goes into `flash` or comes out of it. Letters as in `a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnbench.implementation import Inputs
-from attnbench.problem import Causal, CausalTopLeft, Full, Problem, Softcap, Window
+from attnbench.problem import Causal, CausalTopLeft, Full, KeyPadding, Mask, Problem, Product, Softcap, Window
 
 Outputs = dict[str, Tensor]
 Compute = Callable[[Problem, Inputs], Outputs]
@@ -23,9 +24,10 @@ ROWS = 64  # query rows of what a kernel would call a block
 
 
 def allowed(problem: Problem) -> Tensor:
-    """[Sq, Sk]."""
+    """[Sq, Sk], or [B, 1, Sq, Sk] where the members differ."""
     sq, sk = problem.uniform
-    return problem.mask.allowed(torch.arange(sq)[:, None], torch.arange(sk)[None], sq, sk).expand(sq, sk)
+    b = torch.arange(problem.batch)[:, None, None, None]
+    return problem.mask.allowed(torch.arange(sq)[:, None], torch.arange(sk), sq, sk, b)
 
 
 def wider(problem: Problem, given: Inputs) -> list[Tensor]:
@@ -59,8 +61,8 @@ def flash(problem: Problem, given: Inputs, defect: str = "", mask: Tensor | None
         if cap is not None:
             bent = torch.tanh(s / cap)
             s, slope = cap * bent, 1 - bent * bent
-        forbidden = ~mask[:, at]
-        if defect == "diagonal-tile-unmasked" and mask[:, at].any() and forbidden.any():
+        forbidden = ~mask[..., at]
+        if defect == "diagonal-tile-unmasked" and mask[..., at].any() and forbidden.any():
             return s, slope  # only whole tiles are left out
         return s.masked_fill_(forbidden, -math.inf), slope
 
@@ -108,7 +110,7 @@ def flash(problem: Problem, given: Inputs, defect: str = "", mask: Tensor | None
     if defect == "backward-without-mask":
         mask = torch.ones_like(mask)
     if defect == "backward-mask-one-wide":
-        mask = mask | mask.roll(1, 1)
+        mask = mask | mask.roll(1, -1)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for at in tiles:
         s, slope = scores(at, mask)
@@ -212,6 +214,15 @@ def masked(name: str, shape: str, what: str, edit: Callable[[Tensor], Tensor]) -
     return Defect(name=name, what=what, shape=shape, clean=flash, broken=broken)
 
 
+def drawn(name: str, shape: str, what: str, rule: Callable[[Problem], Tensor]) -> Defect:
+    """Another mask, from the problem."""
+
+    def broken(problem: Problem, given: Inputs) -> Outputs:
+        return flash(problem, given, mask=rule(problem))
+
+    return Defect(name=name, what=what, shape=shape, clean=flash, broken=broken)
+
+
 def instead(name: str, shape: str, what: str, change: Callable[[Problem], Problem]) -> Defect:
     """The right answer to another problem."""
 
@@ -246,7 +257,7 @@ def out(edit: Callable[[Tensor], Tensor]) -> Callable[[Outputs], Outputs]:
 def without(*columns: int) -> Callable[[Tensor], Tensor]:
     def edit(mask: Tensor) -> Tensor:
         mask = mask.clone()
-        mask[:, list(columns)] = False
+        mask[..., list(columns)] = False
         return mask
 
     return edit
@@ -302,14 +313,40 @@ def one_key(edge: Callable[[Window], Window]) -> Callable[[Problem], Problem]:
     return change
 
 
+def remasked(change: Callable[[Any], Mask]) -> Callable[[Problem], Problem]:
+    return lambda problem: replace(problem, mask=change(problem.mask))
+
+
+def early(mask: Tensor) -> Tensor:
+    """With the key before each run of keys."""
+    return mask | mask.roll(-1, -1)
+
+
+def childless(mask: Tensor) -> Tensor:
+    """Of the 40 nodes of the tree, each query sees its own alone."""
+    sq, sk = mask.shape
+    keys, own = torch.arange(sk), torch.arange(sk - sq, sk)[:, None]
+    return mask & ((keys < sk - 40) | (keys == own))
+
+
+def of_the_first(problem: Problem) -> Tensor:
+    sq, sk = problem.uniform
+    return problem.mask.allowed(torch.arange(sq)[:, None], torch.arange(sk), sq, sk)
+
+
+def united(problem: Problem) -> Tensor:
+    one, other = (allowed(replace(problem, mask=factor)) for factor in problem.mask.factors)
+    return one | other
+
+
 def scaled(factor: float) -> Callable[[Problem], Problem]:
     return lambda problem: replace(problem, scale=factor * problem.softmax_scale)
 
 
 DEFECTS = (
     # masks
-    masked("causal-one-wide", "causal", "j <= p + 1", lambda m: m | m.roll(1, 1)),
-    masked("causal-one-narrow", "causal", "j < p", lambda m: m & m.roll(-1, 1)),
+    masked("causal-one-wide", "causal", "j <= p + 1", lambda m: m | m.roll(1, -1)),
+    masked("causal-one-narrow", "causal", "j < p", lambda m: m & m.roll(-1, -1)),
     instead("top-left", "causal", "causal from the top left", lambda p: replace(p, mask=CausalTopLeft())),
     instead("mask-ignored", "causal", "no mask", lambda p: replace(p, mask=Full())),
     inside("diagonal-tile-unmasked", "causal", "only whole tiles of keys are left out"),
@@ -328,6 +365,46 @@ DEFECTS = (
         "window-right-narrow", "window", "one key too few", one_key(lambda w: replace(w, right=w.right - 1))
     ),
     instead("window-causal-only", "window", "the left edge is ignored", lambda p: replace(p, mask=Causal())),
+    instead("bottom-right", "top-left", "causal from the bottom right", remasked(lambda m: Causal())),
+    masked("chunk-begins-early", "chunked", "one key too many", early),
+    masked(
+        "dilated-from-the-first-key",
+        "dilated",
+        "j = 0, 3, 6 ... for all",
+        lambda m: (torch.arange(m.shape[-1]) % 3 == 0).expand(m.shape),
+    ),
+    instead(
+        "prefix-one-short", "prefix-lm", "one key too few", remasked(lambda m: replace(m, prefix=m.prefix - 1))
+    ),
+    instead("prefix-left-out", "prefix-lm", "causal", remasked(lambda m: Causal())),
+    instead("blocks-causal-within", "block-causal", "causal within a block too", remasked(lambda m: Causal())),
+    instead(
+        "global-tokens-left-out", "global-window", "the window alone", remasked(lambda m: replace(m, tokens=0))
+    ),
+    instead(
+        "global-tokens-one-more", "global-window", "five for four", remasked(lambda m: replace(m, tokens=m.tokens + 1))
+    ),
+    instead("tree-is-causal", "tree", "what is no ancestor is seen too", remasked(lambda m: Causal())),
+    masked("tree-without-ancestors", "tree", "only itself and what is before the tree", childless),
+    instead("tiles-ignored", "block-sparse", "causal", remasked(lambda m: m.factors[1])),
+    masked("tiles-begin-early", "block-sparse", "one key too many of each", early),
+    masked("first-tile-left-out", "block-sparse", "of each row of tiles", lambda m: m & (m.cumsum(-1) > 64)),
+    instead("documents-ignored", "documents", "causal", remasked(lambda m: m.factors[1])),
+    masked("documents-begin-early", "documents", "one key too many", early),
+    masked("documents-begin-late", "documents", "one key too few", lambda m: m & (m.cumsum(-1) > 1)),
+    drawn("documents-of-the-first-member", "documents", "in all members of the batch", of_the_first),
+    instead("second-factor-ignored", "documents", "documents, not causal", remasked(lambda m: m.factors[0])),
+    drawn("factors-united", "documents", "what either factor allows", united),
+    instead("padding-seen", "key-padding", "no mask", remasked(lambda m: Full())),
+    masked("padding-one-key-seen", "key-padding", "one key too many", lambda m: m | m.roll(1, -1)),
+    drawn("padding-of-the-first-member", "key-padding", "in all members of the batch", of_the_first),
+    instead(
+        "left-padding-on-the-right",
+        "left-padding",
+        "the last keys masked in place of the first",
+        remasked(lambda m: Product((KeyPadding(share=m.factors[0].share), m.factors[1]))),
+    ),
+    masked("left-padding-one-key-seen", "left-padding", "one key too many", early),
     inside("empty-row-is-the-mean", "empty-rows", "a fully masked row is the mean of v"),
     inside("empty-row-is-nan", "empty-rows", "a fully masked row is 0 / 0"),
     # scores
@@ -364,7 +441,7 @@ DEFECTS = (
     inside("ragged-tail-dropped", "ragged", "keys beyond a multiple of 128"),
     inside("padding-not-masked", "ragged", "zero keys of the padded tile count in the sum"),
     inside("tile-read-twice", "full", "the last 128 keys count twice"),
-    masked("every-other-key", "full", "half of the keys", lambda m: m & (torch.arange(m.shape[1]) % 2 == 0)),
+    masked("every-other-key", "full", "half of the keys", lambda m: m & (torch.arange(m.shape[-1]) % 2 == 0)),
     # layout
     spoilt("heads-swapped", "full", "first and last head", out(lambda t: t.flip(1))),
     spoilt("batch-swapped", "batch", "first and last member", out(lambda t: t.flip(0))),

@@ -100,7 +100,7 @@ def chunked(problem: Problem, given: Inputs) -> Outputs:
         for rows in range(0, q.shape[2], 24):
             here = slice(rows, rows + 24)
             s = (q[:, :, here] * problem.softmax_scale) @ k.mT
-            parts.append(s.masked_fill(~mask[here], -math.inf).softmax(-1) @ v)
+            parts.append(s.masked_fill(~mask[..., here, :], -math.inf).softmax(-1) @ v)
         return torch.cat(parts, 2)
 
     return gradients(attend, given)
@@ -146,7 +146,7 @@ def backwards(problem: Problem, given: Inputs) -> Outputs:
     order = torch.arange(sk).flip(0)
     order = torch.cat([order[::2], order[1::2]])
     turned = Inputs(q=given.q, k=given.k[:, :, order], v=given.v[:, :, order], dout=given.dout)
-    found = flash(problem, turned, mask=allowed(problem)[:, order])
+    found = flash(problem, turned, mask=allowed(problem)[..., order])
     return found | {name: found[name][:, :, order.argsort()] for name in ("dk", "dv") if name in found}
 
 
@@ -180,16 +180,20 @@ def shifted(problem: Problem, given: Inputs) -> Outputs:
 ALL = ("full", "causal", "window", "empty-rows", "ragged", "grouped", "gradients", "grouped-gradients")
 UNCAPPED = ("full", "causal", "window", "ragged", "grouped", "gradients")
 CAPPED = ("capped", "capped-gradients")
+MASKED = (
+    *("top-left", "chunked", "dilated", "prefix-lm", "block-causal", "global-window", "tree"),
+    *("block-sparse", "documents", "key-padding", "left-padding"),
+)
 FORWARD = ("full", "causal", "window", "empty-rows", "ragged", "wide-values", "grouped", "capped", "large")
 
 SOUND = (
-    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=ALL + CAPPED),
+    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=ALL + MASKED + CAPPED),
     Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=ALL + CAPPED),
-    Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + CAPPED),
-    Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL),
+    Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + MASKED + CAPPED),
+    Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL + MASKED),
     Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large")),
     Sound(name="exp2", what="powers of two, divided at the end", compute=base_two, shapes=FORWARD),
-    Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=FORWARD),
+    Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=FORWARD + MASKED),
     Sound(name="tiles-in-order", what="the output summed over 32 keys at a time", compute=one_by_one, shapes=FORWARD),
     Sound(name="bound-for-maximum", what="an upper bound subtracted", compute=shifted, shapes=("full", "ragged", "grouped")),
     Sound(name="query-blocks", what="24 rows at a time, scale on q", compute=chunked, shapes=UNCAPPED),
@@ -198,7 +202,7 @@ SOUND = (
         name="sdpa-flash",
         what="torch's fused kernel",
         compute=sdpa(SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
-        shapes=UNCAPPED,
+        shapes=UNCAPPED + MASKED,
     ),
     Sound(name="flex", what="flex_attention, not compiled", compute=flex, shapes=("full", "causal", "window", "capped")),
 )  # fmt: skip
