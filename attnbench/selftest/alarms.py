@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from attnbench import estimates
 from attnbench.selftest.bench import MIDDLE, SMALL, Measures, NotMeasuredError, timing
 from attnbench.selftest.check import Check
-from attnbench.selftest.contrast import contrast, most_missed
+from attnbench.selftest.contrast import Contrast, contrast, most_missed
 from attnbench.selftest.specimens import SAMES
 
 CONTRASTS, QUICK_CONTRASTS = 200, 16
@@ -25,7 +25,7 @@ def checks(bench: Measures, quick: bool) -> Iterator[Check]:
     """How often equals are told apart; and the noise floor, which is only told."""
     wanted = QUICK_CONTRASTS if quick else CONTRASTS
     works = itertools.cycle([(SMALL, 1), (MIDDLE, bench.cores)])
-    found = []
+    found: list[Contrast] = []
     for problem, threads in itertools.islice(works, math.ceil(TRIES * wanted / len(PAIRS))):
         if len(found) >= wanted:
             break
