@@ -83,6 +83,8 @@ def _masks(problem: Problem) -> Iterator[tuple[int, int, int, int]]:
     """(Sq, Sk, b, count): the members of the batch by the mask that they have, `count` of them the one of member b."""
     if problem.mask.by_member:
         yield from ((*shape, b, 1) for b, shape in enumerate(problem.sequences))
+    elif problem.uniform is not None:
+        yield (*problem.uniform, 0, problem.batch)
     else:
         yield from ((*shape, 0, problem.sequences.count(shape)) for shape in set(problem.sequences))
 

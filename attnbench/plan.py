@@ -127,11 +127,7 @@ def make(
         (name, str(device)): reason
         for device in devices
         for name, one in found.items()
-        if (
-            reason := (missing or {}).get(str(device))
-            or requirements(one)[1]
-            or (device.kind not in elsewhere and one.unavailable(device))
-        )
+        if (reason := requirements(one)[1] or (device.kind not in elsewhere and one.unavailable(device)))
     }
     cells = []
     for problem in suite.problems:
@@ -153,7 +149,9 @@ def make(
                 )
                 beyond = unverified or _not_measured(cache, clock, device)
                 status, reason = None, ""
-                if why := found[name].why_not(problem, device) or beyond:
+                if why := (missing or {}).get(text):  # which says all about this machine
+                    status, reason = Status.UNAVAILABLE, why
+                elif why := found[name].why_not(problem, device) or beyond:
                     status, reason = Status.UNSUPPORTED, why
                 elif why := unavailable.get((name, text)):
                     status, reason = Status.UNAVAILABLE, why

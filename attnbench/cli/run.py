@@ -68,7 +68,6 @@ def main(arguments: argparse.Namespace) -> int:
             base = ask(theirs[0], against, suite, devices=wanted, missing=missing, choice=choice)
             side = base.side(*theirs)
             made = merged(made, base)
-        stack.enter_context(lock.held([str(device) for device in wanted], display.waiting))
         seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
         head = header.make(
             schema=results.SCHEMA,
@@ -87,6 +86,7 @@ def main(arguments: argparse.Namespace) -> int:
             results.write_header(folder, head)
         else:
             head = _same(earlier, head)
+        stack.enter_context(lock.held([str(device) for device in wanted], display.waiting))
         done = {r.cell.key: r for r in results.read_journal(folder)} if earlier else {}
         if earlier:
             _nothing_lost(folder, done)
