@@ -410,16 +410,21 @@ class ForkServer:
         self, preload: Sequence[str], python: str = sys.executable, env: Mapping[str, str] | None = None
     ) -> None:
         ours, theirs = socket.socketpair()
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **(env or {})}
+        if (
+            python == sys.executable
+        ):  # it finds what we find; another one has its own, not what lies in this folder
+            env["PYTHONPATH"] = os.pathsep.join([*filter(None, [env.get("PYTHONPATH")]), *sys.path])
         self.control = Channel(ours)
         self.children: dict[int, Child] = {}
         self._starting: tuple[socket.socket, int] | None = None
         with theirs:
             self.process = subprocess.Popen(
-                [python, "-m", "attnbench.forkserver", str(theirs.fileno()), *preload],
+                [python, "-P", "-m", "attnbench.forkserver", str(theirs.fileno()), *preload],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C on the terminal is for us alone
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **(env or {})},
+                env=env,
             )
         self._ready = False
 

@@ -132,6 +132,14 @@ def test_each_side_is_judged_for_itself(here: Path) -> None:
     assert status == {"kernel": "ok", "kernel-new": "ok", "kernel@base": "wrong"}
 
 
+def test_the_base_takes_no_module_of_the_folder_one_stands_in(here: Path) -> None:
+    """Which is often the checkout of the new version."""
+    (here / "pacing.py").write_text(f"SECONDS = 9e-3\n{PACING}")
+    python = interpreter(here / "python", here / "theirs")
+    run(here, "suite.yaml", "--plugin", "new.py", "--against", f"python={python}")
+    assert 1e-3 <= float(rows(here)["kernel@base"]["median_s"]) < 4e-3
+
+
 def test_sides_that_were_not_measured_whole_are_no_success(here: Path) -> None:
     words = ("suite.yaml", "--plugin", "new.py", "--against", "plugin=same.py")
     done = run(here, *words, "--set", "problems.seqlen=[16, 32, 64]", "--time-budget", "1500ms")

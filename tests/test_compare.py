@@ -125,6 +125,14 @@ MALFORMED = {
 }  # fmt: skip
 
 
+def test_times_whose_ratio_is_no_number_are_bad_input_and_no_regression() -> None:
+    Path("short.csv").write_text(TWO.replace("0.001", "1e-320"))
+    Path("long.csv").write_text(TWO.replace("0.001", "1"))
+    code, out, err = told("short.csv", "long.csv")
+    assert (code, out) == (2, "")
+    assert "their ratio is no number" in err
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["base", "new"])
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_what_is_no_table_of_times_is_said_in_a_line_with_its_place_and_a_hint(

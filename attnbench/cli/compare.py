@@ -12,7 +12,7 @@ from pathlib import Path
 from attnbench import compare, results, tables, units
 from attnbench.cli import display
 from attnbench.compare import INTERLEAVED_MARGIN, KINDS, MARGIN
-from attnbench.errors import UserError
+from attnbench.errors import ResultsError, UserError
 from attnbench.problem import suggestion
 from attnbench.records import Result, Run
 
@@ -26,11 +26,13 @@ def main(arguments: argparse.Namespace) -> int:
     asked = _kinds(arguments.fail_on)
     margin = None if arguments.margin is None else _margin(arguments.margin)
     with _without_collector():
-        if arguments.new is None:
-            found = in_turns(*results.load(Path(arguments.base)), margin)
-        else:
-            sides = compare.side(arguments.base), compare.side(arguments.new)
-            found = compare.compare(*sides, MARGIN if margin is None else margin)
+        try:
+            found = _compared(arguments.base, arguments.new, margin)
+        except OverflowError:
+            raise ResultsError(
+                "a time is so far from that of the other side that their ratio is no number",
+                hint="look at the smallest and the largest `median_s` of both",
+            ) from None
         kinds = asked if asked is not None else DEFAULT if found.comparable else ()
         if arguments.format == "csv":
             _write_csv(found, arguments.all)
@@ -44,6 +46,12 @@ def main(arguments: argparse.Namespace) -> int:
             shown = tables.comparison_text(found, kinds, everything=arguments.all, width=width, color=color)
             print(shown)
         return int(bool(found.regressions(kinds)))
+
+
+def _compared(base: str, new: str | None, margin: float | None) -> compare.Comparison:
+    if new is None:
+        return in_turns(*results.load(Path(base)), margin)
+    return compare.compare(compare.side(base), compare.side(new), MARGIN if margin is None else margin)
 
 
 @contextlib.contextmanager

@@ -97,8 +97,11 @@ def version_cache(problem: Problem, inputs: Inputs) -> Any:
 
 @member("remembers by a few values", "it had not seen|this device needs", "impossible")
 def corner_cache(problem: Problem, inputs: Inputs) -> Any:
-    parts = [t[0, 0, :2, :2].flatten().tolist() for t in (inputs.q, inputs.k, inputs.v)]
-    return remembered(str(parts), problem, inputs)
+    return remembered(corners(inputs), problem, inputs)
+
+
+def corners(inputs: Inputs) -> str:
+    return str([t[0, 0, :2, :2].flatten().tolist() for t in (inputs.q, inputs.k, inputs.v)])
 
 
 @member("remembers by an exclusive or of all values", "it had not seen|this device needs", "impossible")
@@ -108,6 +111,26 @@ def value_cache(problem: Problem, inputs: Inputs) -> Any:
 
     words = (t.view(torch.int16).numpy().view(numpy.int64) for t in (inputs.q, inputs.k, inputs.v))
     return remembered(tuple(int(numpy.bitwise_xor.reduce(w.ravel())) for w in words), problem, inputs)
+
+
+@member(
+    "remembers what has come twice, and then waits a while",
+    "it had not seen|this device needs",
+    "impossible",
+)
+def patient_cache(problem: Problem, inputs: Inputs) -> Any:
+    key = corners(inputs)
+    KNOWN[key, "calls"] = KNOWN.get((key, "calls"), 0) + 1
+    if KNOWN[key, "calls"] <= 2:
+        start = time.perf_counter()
+        out = attend(problem, inputs)
+        KNOWN[key, "seconds"] = time.perf_counter() - start
+        KNOWN[key] = out
+        return out.clone()
+    end = time.perf_counter() + KNOWN[key, "seconds"] / 4
+    while time.perf_counter() < end:
+        pass
+    return KNOWN[key].clone()
 
 
 @member("replays on inputs copied at the start, as a graph without new inputs", "peaked", step=False)
