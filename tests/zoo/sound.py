@@ -164,7 +164,10 @@ def one_by_one(problem: Problem, given: Inputs) -> Outputs:
 def wide_throughout(problem: Problem, given: Inputs) -> Outputs:
     """Everything in float64, rounded once at the end."""
     dtype = given.q.dtype
-    wide = Inputs(**{name: None if t is None else t.double() for name, t in vars(given).items()})
+    dout = None if given.dout is None else given.dout.double()
+    extra = {name: tensor.double() for name, tensor in given.extra.items()}
+    q, k, v = given.q.double(), given.k.double(), given.v.double()
+    wide = Inputs(q=q, k=k, v=v, dout=dout, extra=extra)
     return {name: t.to(dtype) for name, t in naive(problem, wide).items()}
 
 
