@@ -111,6 +111,9 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
                 part.copy_(wide.normal_(generator=generator))
     if kind == "peaked":
         _point(q, k, problem)
+    elif kind == "large" and isinstance(problem.mechanism, Linear):
+        q.mul_(LINEAR)
+        k.mul_(LINEAR)
     elif kind == "large":
         _shift(q, k, problem, generator)
     for name, tensor in inputs.extra.items():
@@ -193,6 +196,9 @@ the weight whatever such scores are rounded to, and that in float32 another tile
 HEAVY_WITH_GRADIENTS = 32.0
 """Likewise where gradients are asked for. A backward pass may add up the score in another order than the forward
 pass, whose log-sum-exp it takes: at 110 and D = 128, sound ones exceeded the budget of dv by a tenth."""
+LINEAR = 8.0
+"""Factor of q and k of the mechanism linear in their place: no exponential of its overflows, and the coordinate that all
+keys would share is a constant, of which a sum in order errs by more than one of random terms (1.5 x the budget at 512)."""
 
 
 def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -> None:
