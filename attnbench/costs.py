@@ -1,9 +1,24 @@
 """How much work a problem is: floating-point operations and least bytes moved, counted from the mask."""
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 
-from attnbench.problem import Direction, Dot, Mask, Problem, Softmax
+from attnbench.problem import (
+    Additive,
+    Causal,
+    Direction,
+    Dot,
+    Full,
+    General,
+    Linear,
+    LocalGaussian,
+    Location,
+    Mask,
+    MultiHead,
+    Problem,
+    Softmax,
+)
 
 WORK = {
     Direction.FORWARD: 1.0,
@@ -70,13 +85,16 @@ def keys_seen(mask: Mask, sq: int, sk: int, b: int = 0) -> int:
 
 
 def touched_bytes(problem: Problem) -> int:
-    """Bytes of q, k, v and dout that any exact computation reads: of k and v, only keys that some query sees."""
+    """Bytes of the inputs and dout that any exact computation reads: of k and v, only keys that some query sees."""
     part = tensor_bytes(problem)
     tokens = sum(sk for _, sk in problem.sequences)
     seen = sum(count * keys_seen(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
-    keys = (part["k"] + part["v"]) * seen // max(tokens, 1)
+    extra = part["extra"]
+    of_keys = part["k"] + part["v"] + extra * isinstance(problem.mechanism, Location)
+    keys = of_keys * seen // max(tokens, 1)
     backward = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
-    return part["q"] + keys + part["out"] * backward  # dout is as large as out
+    extra *= not isinstance(problem.mechanism, Location)
+    return part["q"] + keys + extra + part["out"] * backward  # dout is as large as out
 
 
 def _masks(problem: Problem) -> Iterator[tuple[int, int, int, int]]:
@@ -92,38 +110,86 @@ def _masks(problem: Problem) -> Iterator[tuple[int, int, int, int]]:
 def flops(problem: Problem) -> float | None:
     """Floating-point operations: 2 * pairs * (D + Dv) per query head, backward 2.5 times that.
 
-    The convention of flash-attention's and everybody's tables: only the two matrix products count.
-    None where the mechanism cannot be counted yet.
+    The convention of flash-attention's and everybody's tables: only the two matrix products count. What mechanisms
+    other than softmax and dot do beside them counts too; they have no count of a backward pass yet, and None.
     """
-    forward = _forward(problem)
-    return None if forward is None else WORK[problem.direction] * forward
+    if WORK[problem.direction] > 1 and not _plain(problem):
+        return None
+    return WORK[problem.direction] * _forward(problem)
 
 
 def least_flops(problem: Problem) -> float | None:
-    """As `flops`, but only what every exact computation must do: see `LEAST_WORK`."""
-    forward = _forward(problem)
-    return None if forward is None else LEAST_WORK[problem.direction] * forward
+    """As `flops`, but only what every exact computation must do: see `LEAST_WORK`.
+
+    None of mechanisms other than softmax and dot: products may change places, and weights of zero need no value.
+    """
+    return LEAST_WORK[problem.direction] * _forward(problem) if _plain(problem) else None
 
 
-def _forward(problem: Problem) -> int | None:
-    if not isinstance(problem.mechanism, Softmax | Dot):
-        return None
+def explicit_flops(problem: Problem) -> float:
+    """As `flops`, with the weight of every pair written out, as the oracle does it."""
+    return WORK[problem.direction] * _forward(problem, explicit=True)
+
+
+def pair_flops(problem: Problem) -> int:
+    """Of one query head's pair, forward: its score and its share of the output."""
+    if isinstance(problem.mechanism, Additive):  # hidden units: add, tanh, multiply, add
+        return 4 * problem.mechanism.width(problem) + 2 * problem.head_dim_v
+    return 2 * (problem.head_dim + problem.head_dim_v)
+
+
+def _plain(problem: Problem) -> bool:
+    return isinstance(problem.mechanism, Softmax | Dot)
+
+
+def _forward(problem: Problem, explicit: bool = False) -> int:
     total = sum(count * pairs(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
-    width = problem.head_dim + problem.head_dim_v
-    return 2 * total * width * problem.heads_q
+    d, dv = problem.head_dim, problem.head_dim_v
+    tokens_q, tokens_kv = sum(q for q, _ in problem.sequences), sum(s for _, s in problem.sequences)
+    queries, keys = problem.heads_q * tokens_q, problem.heads_kv * tokens_kv
+    products = problem.heads_q * total * pair_flops(problem)
+    match problem.mechanism:
+        case Linear() if isinstance(problem.mask, Full | Causal) and not explicit:
+            if isinstance(problem.mask, Causal):  # of more queries than keys, the first see none
+                queries = problem.heads_q * sum(min(q, s) for q, s in problem.sequences)
+            return 2 * (keys * d * dv + queries * d * (dv + 1))
+        case General():
+            return products + 2 * queries * d * d
+        case Additive() as additive:
+            return products + 2 * (queries + keys) * d * additive.width(problem)
+        case LocalGaussian():
+            return products + 2 * queries * (d * d + d)
+        case MultiHead():
+            squares = d * d + dv * dv
+            return products + 2 * squares * (tokens_q * problem.heads_q**2 + tokens_kv * problem.heads_kv**2)
+    return products
 
 
 def tensor_bytes(problem: Problem) -> dict[str, int]:
-    """Bytes of q, k, v and out, with the real number of key/value heads; shared k and v are stored once."""
+    """Bytes of q, k, v, out and the parameters (`extra`) that must be moved.
+
+    k and v with the real number of key/value heads; shared ones are stored once, and keys that the mechanism does not
+    look at are not read. Of a bias, what belongs to pairs that the mask leaves.
+    """
     tokens_q = sum(q for q, _ in problem.sequences)
     tokens_kv = sum(s for _, s in problem.sequences)
     kv = problem.heads_kv * tokens_kv * problem.kv_dtype.bytes
     return {
         "q": problem.heads_q * tokens_q * problem.head_dim * problem.dtype.bytes,
-        "k": kv * problem.head_dim,
+        "k": 0 if isinstance(problem.mechanism, Location) else kv * problem.head_dim,
         "v": 0 if problem.shared_kv else kv * problem.head_dim_v,
         "out": problem.heads_q * tokens_q * problem.head_dim_v * problem.dtype.bytes,
+        "extra": _parameters(problem) * problem.dtype.bytes,
     }
+
+
+def _parameters(problem: Problem) -> int:
+    """Elements of the parameters that must be read."""
+    sizes = {name: math.prod(parameter.shape) for name, parameter in problem.parameters.items()}
+    if "bias" in sizes:
+        count = max(pairs(problem.mask, sq, sk, b) for sq, sk, b, _ in _masks(problem))
+        sizes["bias"] = problem.parameters["bias"].shape[0] * count
+    return sum(sizes.values())
 
 
 def least_bytes(problem: Problem) -> int:

@@ -1,6 +1,6 @@
 """What a plugin brings: `Implementation`, what it says it can do, and what it is handed to do it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,14 @@ class Inputs:
     v: "torch.Tensor"
     dout: "torch.Tensor | None" = None
     """The gradient that flows into the output; None where the direction is forward."""
+    extra: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    """What `problem.parameters` names: the tensors of score modifiers and mechanisms, alike in every format."""
+
+    @property
+    def tensors(self) -> "tuple[torch.Tensor, ...]":
+        """All of them, dout where there is one."""
+        given = (self.q, self.k, self.v, self.dout)
+        return (*(tensor for tensor in given if tensor is not None), *self.extra.values())
 
 
 def _identity(raw: Any) -> Any:

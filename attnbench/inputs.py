@@ -9,13 +9,14 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from attnbench import costs
 from attnbench.implementation import Inputs
-from attnbench.problem import Direction, DType, Mask, Problem
+from attnbench.problem import Direction, DType, Linear, Mask, Parameter, Problem
 
 KINDS = ("normal", "peaked", "large")
 """`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows. `large`: all
@@ -58,11 +59,16 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
         return torch.empty(problem.batch, *axes, dim, dtype=TORCH_DTYPES[problem.dtype], device=device)
 
     hq, hk, d, dv = problem.heads_q, problem.heads_kv, problem.head_dim, problem.head_dim_v
+    dtype = TORCH_DTYPES[problem.dtype]
     inputs = Inputs(
         q=empty(hq, sq, d),
         k=empty(hk, sk, d),
         v=empty(hk, sk, dv),
         dout=empty(hq, sq, dv) if "dq" in OUTPUTS[problem.direction] else None,
+        extra={
+            name: torch.empty(parameter.shape, dtype=dtype, device=device)
+            for name, parameter in problem.parameters.items()
+        },
     )
     overwrite(inputs, problem, kind=kind, seed=seed, qkv_format=qkv_format)
     return inputs
@@ -71,7 +77,8 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
 def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
     """Tensors like `inputs`, without their values, that are contiguous in their last axis only.
 
-    q, k and v are views of one packed storage [B, max(Sq, Sk), Hq + 2 Hk, max(D, Dv) + 8], dout of another.
+    q, k and v are views of one packed storage [B, max(Sq, Sk), Hq + 2 Hk, max(D, Dv) + 8], dout of another; parameters
+    are contiguous.
     """
     q, dout = inputs.q, inputs.dout
     heads = [problem.heads_q, problem.heads_kv, problem.heads_kv]
@@ -86,12 +93,14 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
     parts = zip(torch.split(storage, heads, 2), (q, inputs.k, inputs.v), strict=True)
     one, two, three = (view(part, like) for part, like in parts)
     other = None if dout is None else view(torch.empty_like(storage[:, :, : heads[0]]), dout)
-    return Inputs(q=one, k=two, v=three, dout=other)
+    extra = {name: torch.empty_like(tensor) for name, tensor in inputs.extra.items()}
+    return Inputs(q=one, k=two, v=three, dout=other, extra=extra)
 
 
 def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format: str) -> None:
     """Write other values into the same storage."""
-    generator = torch.Generator(inputs.q.device).manual_seed(seed * len(KINDS) + KINDS.index(kind))
+    first = seed * len(KINDS) + KINDS.index(kind)
+    generator = torch.Generator(inputs.q.device).manual_seed(first)
     q, k = canonical(inputs.q, qkv_format), canonical(inputs.k, qkv_format)
     for tensor in (inputs.k, inputs.v, inputs.q, inputs.dout):
         for part in _chunks(canonical(tensor, qkv_format)) if tensor is not None else ():
@@ -102,8 +111,27 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
                 part.copy_(wide.normal_(generator=generator))
     if kind == "peaked":
         _point(q, k, problem)
+    elif kind == "large" and isinstance(problem.mechanism, Linear):
+        q.mul_(LINEAR)
+        k.mul_(LINEAR)
     elif kind == "large":
         _shift(q, k, problem, generator)
+    for name, tensor in inputs.extra.items():
+        # of a seed, generators for CPUs take 32 bits
+        own = torch.Generator(inputs.q.device).manual_seed(crc32(f"{first} {name}".encode()))
+        _draw(tensor, problem.parameters[name], kind, own)
+
+
+def _draw(tensor: Tensor, parameter: Parameter, kind: str, generator: torch.Generator) -> None:
+    """Values of a parameter. Of the kind `large`, square matrices are multiples of the identity, or the scores would no
+    longer be those that `_shift` has made."""
+    for part in tensor.flatten(0, -3) if tensor.ndim > 2 else [tensor]:  # as wide as one matrix at a time
+        wide = torch.empty(part.shape, dtype=_wide(part), device=part.device).normal_(generator=generator)
+        wide *= 0.0 if kind == "large" and parameter.identity else parameter.deviation
+        wide += parameter.mean
+        if parameter.identity:
+            wide.diagonal().add_(parameter.identity)
+        part.copy_(wide)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -168,6 +196,9 @@ the weight whatever such scores are rounded to, and that in float32 another tile
 HEAVY_WITH_GRADIENTS = 32.0
 """Likewise where gradients are asked for. A backward pass may add up the score in another order than the forward
 pass, whose log-sum-exp it takes: at 110 and D = 128, sound ones exceeded the budget of dv by a tenth."""
+LINEAR = 8.0
+"""Factor of q and k of the mechanism linear in their place: no exponential of its overflows, and the coordinate that all
+keys would share is a constant, of which a sum in order errs by more than one of random terms (1.5 x the budget at 512)."""
 
 
 def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -> None:
@@ -215,7 +246,7 @@ def _heavy_keys(mask: Mask, chance: Tensor, sq: int, sk: int, b: int) -> Tensor:
 
 def checksum(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     """Numbers for each tensor that change with any one element's bits, and with their order."""
-    return checksums(t for t in (inputs.q, inputs.k, inputs.v, inputs.dout) if t is not None)
+    return checksums(inputs.tensors)
 
 
 def checksums(tensors: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
@@ -312,7 +343,7 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     members = range(problem.batch if problem.mask.by_member else 1)
     outlines = (problem.mask.outline(torch.arange(sq), sq, sk, b) for b in members)
     keys = reduce(torch.maximum, (last - first + 1 for first, _, last in outlines)).clamp(min=0)
-    per_pair = 2 * width * shared * (3.5 if gradients else 1)
+    per_pair = costs.pair_flops(problem) * shared * (3.5 if gradients else 1)
     once = (
         0 if problem.mask.by_member else _MASK_FLOP * sk
     )  # for deciding the mask of a row, whatever the groups
@@ -327,8 +358,7 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
         """Groups of so many rows that the memory bound allows."""
         return max(2, MEMORY_BYTES // (8 * width * (shared * rows + (sk if gradients else 0))))
 
-    whole = costs.flops(problem)
-    assert whole is not None
+    whole = costs.explicit_flops(problem)
     exact = whole * 3.5 / costs.WORK[problem.direction] if gradients else whole
     if exact + _MASK_FLOP * sq * sk * len(members) <= work and len(groups) <= most(sq):
         return choice(groups, range(sq))

@@ -1,16 +1,17 @@
 """The float64 oracle, and the plain chain in the problem's own dtype that its error is measured by.
 
 Both compute the same explicit formulas on blocks of query rows, forward and backward (Dao 2023, section 2.2):
-S = scale q k^T, softcap, mask, P = softmax(S), out = P v; dv = P^T dO, dP = dO v^T,
-dS = P (dP - rowsum(P dP)) and back through softcap and scale, dq = dS k, dk = dS^T q. They differ in
-the precision in which each step is kept. A query that may attend to no key has output and gradient zero.
+S = scale q k^T, softcap, what modifiers add, mask, P = softmax(S), out = P v; dv = P^T dO, dP = dO v^T,
+dS = P (dP - rowsum(P dP)) and back through softcap and scale, dq = dS k, dk = dS^T q. A sink joins the sum of the
+softmax alone. Other mechanisms have weights P of their own. Oracle and yardstick differ in the precision in which each
+step is kept. A query that may attend to no key has output and gradient zero.
 
 Memory beside inputs and results: about six matrices of `_BLOCK` elements, the keys and values of the groups
 in flight (one, at long context) in the wider type, and a byte for each sampled row and key where there is a
 mask.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from attnbench import formulas
+from attnbench.formulas import Block, Product, Rounding
 from attnbench.implementation import Inputs
-from attnbench.problem import Direction, DType, Full, Problem
+from attnbench.problem import Direction, Dot, DType, Full, MultiHead, Problem, Softmax
 
 if TYPE_CHECKING:
     from attnbench.inputs import Sample
@@ -27,9 +30,6 @@ if TYPE_CHECKING:
 _BLOCK = 2**20
 """Scores that are held at once: 8 MiB in float64. Less only where one row of a group needs more."""
 _ROWS = 128  # query rows at once: so few that keys which none of them may attend to are left out
-
-Rounding = Callable[[Tensor], Tensor]
-Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
@@ -39,11 +39,12 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
     the sampled rows. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]: the norm that a row would have
     if the terms of its sum were independent. Terms may cancel (dq to zero, for a query with a single key);
     their rounding errors, which are proportional to this norm, do not. Zero where there are no terms at all.
-    Further `lse` [G, Hq/Hk, R], the log-sum-exp of the scaled scores of the keys that a query may see, -inf where
-    there is none; `groups` [G, 2] and `rows` [R] of the sample; and `top_score`, the largest size of a row's
-    largest score.
+    Further `lse` [G, Hq/Hk, R] of the mechanisms softmax and dot, the log-sum-exp of the scores of the keys that a
+    query may see, -inf where there is none; `groups` [G, 2] and `rows` [R] of the sample; and `top_score`, the
+    largest size of a row's largest score.
     """
-    found = _compute(problem, inputs, sample, torch.float64, _keep, torch.matmul, sizes=True)
+    compute = _projected if isinstance(problem.mechanism, MultiHead) else _compute
+    found = compute(problem, inputs, sample, torch.float64, _keep, torch.matmul, sizes=True)
     return {**found, "groups": torch.tensor(sample.groups), "rows": torch.tensor(sample.rows)}
 
 
@@ -56,11 +57,12 @@ def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, T
     else the two would coincide.
     """
     dtype = inputs.q.dtype
+    compute = _projected if isinstance(problem.mechanism, MultiHead) else _compute
     if dtype in (torch.float16, torch.bfloat16):
-        found = _compute(problem, inputs, sample, torch.float32, lambda x: x.to(dtype).float(), torch.matmul)
+        found = compute(problem, inputs, sample, torch.float32, lambda x: x.to(dtype).float(), torch.matmul)
     else:
         product = {DType.FLOAT64: _in_halves, DType.TFLOAT32: _tf32_product}.get(problem.dtype, torch.matmul)
-        found = _compute(problem, inputs, sample, dtype, _keep, product)
+        found = compute(problem, inputs, sample, dtype, _keep, product)
     return {name: tensor if name == "lse" else tensor.to(dtype) for name, tensor in found.items()}
 
 
@@ -147,9 +149,12 @@ def _compute(
         names += [*(f"{name}_size" for name in names), "top_score"]
         shapes["top_score"] = ()
     results = {name: torch.zeros(shapes[name], dtype=dtype, device=inputs.q.device) for name in names}
-    names.append("lse")
-    results["lse"] = torch.full((total, shared, len(sample.rows)), -torch.inf).to(results[names[0]])
-    for here, blocks in _portions(problem, sample, together, inputs.q.device):
+    if isinstance(problem.mechanism, Softmax | Dot):
+        names.append("lse")
+        results["lse"] = torch.full((total, shared, len(sample.rows)), -torch.inf).to(results[names[0]])
+    device = inputs.q.device
+    queries, all_keys = torch.tensor(sample.rows, device=device), torch.arange(sk, device=device)
+    for here, blocks in _portions(problem, sample, together, device):
         part = replace(sample, groups=sample.groups[here])
         k, v = part.keys(inputs.k).to(dtype), part.keys(inputs.v).to(dtype)
         squares = (
@@ -157,9 +162,18 @@ def _compute(
         )  # once, not in each block
         q = part.queries(inputs.q).to(dtype)  # [g, Hq/Hk, R, D]
         dout = None if inputs.dout is None else part.queries(inputs.dout).to(dtype)
+        heads_kv = torch.tensor(part.groups, device=device)[:, 1]
+        heads = heads_kv[:, None] * shared + torch.arange(shared, device=device)
         for rows, keys, allowed in blocks:
             found = _attend(
                 problem,
+                Block(
+                    heads=heads,
+                    heads_kv=heads_kv,
+                    rows=queries[rows],
+                    keys=all_keys[keys],
+                    extra=inputs.extra,
+                ),
                 q[:, :, rows].flatten(1, 2),
                 k[:, keys],
                 v[:, keys],
@@ -183,8 +197,65 @@ def _compute(
     return results
 
 
+def _projected(
+    problem: Problem,
+    inputs: Inputs,
+    sample: "Sample",
+    dtype: torch.dtype,
+    rnd: Rounding,
+    product: Product,
+    sizes: bool = False,
+) -> dict[str, Tensor]:
+    """As `_compute`, of the mechanism multi-head: every head of the sampled members, because projections mix them."""
+    members = sorted({batch for batch, _ in sample.groups})
+    hk, dv = problem.heads_kv, problem.head_dim_v
+    every = tuple((batch, head) for batch in members for head in range(hk))
+
+    def projected(name: str) -> Tensor:
+        x, w = getattr(inputs, name), inputs.extra[f"w_{name}"].to(dtype)
+        y = torch.empty(x.shape, dtype=dtype, device=x.device)  # what is not of these members is never touched
+        for batch in members:
+            member = x[batch].to(dtype).transpose(0, 1)  # [S, H, D]
+            y[batch] = rnd(product(member.flatten(1), w)).view(member.shape).transpose(0, 1)
+        return y
+
+    found = _compute(
+        replace(problem, mechanism=Softmax()),
+        Inputs(q=projected("q"), k=projected("k"), v=projected("v")),
+        replace(sample, groups=every),
+        dtype,
+        rnd,
+        product,
+        sizes,
+    )
+
+    def beside(tensor: Tensor) -> Tensor:
+        """[b Hk, Hq/Hk, R, x] -> [b, R, Hq x]: the heads side by side."""
+        return torch.unflatten(tensor, 0, (-1, hk)).permute(0, 3, 1, 2, 4).flatten(2)
+
+    def sampled(tensor: Tensor) -> Tensor:
+        """[b, R, Hq, x] -> [G, Hq/Hk, R, x]."""
+        place = torch.tensor([members.index(batch) for batch, _ in sample.groups], device=tensor.device)
+        head = torch.tensor([head for _, head in sample.groups], device=tensor.device)
+        return torch.unflatten(tensor, 2, (hk, -1))[place, :, head].transpose(1, 2)
+
+    w_o = inputs.extra["w_o"].to(dtype)
+    out = torch.unflatten(rnd(product(beside(found["out"]), w_o)), 2, (-1, dv))
+    if not sizes:
+        return {"out": sampled(out)}
+    # the terms of a row's element are elements of all heads' rows times those of a column of the matrix
+    between = w_o.square().view(problem.heads_q, dv, problem.heads_q, dv).sum((1, 3))  # [Hq, Hq]
+    size = (beside(found["out_size"].square()[..., None]) / dv @ between).sqrt()
+    return {
+        "out": sampled(out),
+        "out_size": sampled(size[..., None]).squeeze(-1),
+        "top_score": found["top_score"],
+    }
+
+
 def _attend(
     problem: Problem,
+    block: Block,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -197,19 +268,30 @@ def _attend(
     """Attention of `q` [g, Hq/Hk * r, D] over `k` [g, n, D] and `v` [g, n, Dv], and its gradients where
     `dout` [g, Hq/Hk * r, Dv] is given; `allowed` [r, n]. With the squared norms of k and v, `squares` [g, n, 1] each,
     the squared sizes too."""
-
+    if not isinstance(problem.mechanism, Softmax | Dot):
+        p, measure, top = formulas.weights(problem, q, k, allowed, block, rnd, product)
+        found = {"out": rnd(product(p, v))}
+        if squares:
+            found |= {"out_size": measure.square() @ squares[1], "top_score": top}
+        return found
     s = rnd(rnd(product(q, k.mT)).mul_(problem.softmax_scale))  # [g, Hq/Hk * r, n]
     cap, slope = problem.softcap, None
     if cap is not None:
         bent = rnd(rnd(s.div_(cap)).tanh_())
         slope = None if dout is None else 1 - bent * bent
         s = rnd(bent.mul_(cap))
+    for term in formulas.terms(problem, block, s.dtype, rnd):
+        s = rnd(s + term.flatten(1, 2))
     if allowed is not None:
         torch.unflatten(s, 1, (-1, len(allowed))).masked_fill_(~allowed, -torch.inf)
     top = s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
     p = s.sub_(top).exp_()
     total = p.sum(-1, keepdim=True)  # 0, or at least exp(0)
     lse = (top + total.log()).squeeze(-1)
+    if (sink := formulas.sinks(problem, block, s.dtype)) is not None:
+        high = torch.maximum(top, sink)
+        shrink = (top - high).exp_()
+        p, total = p.mul_(shrink), total * shrink + (sink - high).exp_()
     p = rnd(p.div_(total.clamp_(min=1)))
     out = rnd(product(p, v))
     found = {"out": out, "lse": lse}

@@ -1,15 +1,34 @@
 """Which problems can be verified: what the oracle computes today. The rest is `unsupported`, with the reason."""
 
-from attnbench.problem import Dense, DType, Problem, Softcap, Softmax
+from attnbench.problem import (
+    Bias,
+    Causal,
+    Dense,
+    Direction,
+    Dot,
+    DType,
+    Entmax,
+    Full,
+    Linear,
+    Modifier,
+    Problem,
+    RelativeBias,
+    Rotary,
+    Sinks,
+    Softmax,
+)
 
 
 def computable(problem: Problem) -> str | None:
     """None where the oracle can compute `problem`, so that an answer can be verified; else the reason in words."""
-    if not isinstance(problem.mechanism, Softmax):
-        return f"no reference for the {problem.mechanism.name} mechanism yet"
+    gradients = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
+    if reason := _mechanism(problem, gradients):
+        return reason
     for modifier in problem.modifiers:
-        if not isinstance(modifier, Softcap):
+        if isinstance(modifier, Rotary):
             return f"no reference for {modifier.name} yet"
+        if gradients and _learned(modifier):
+            return f"no reference for the gradient of {modifier.name} yet"
     if problem.dtype in (DType.FLOAT8_E4M3, DType.INT8) or problem.kv_dtype != problem.dtype:
         return f"no reference for {problem.dtype.value} q with {problem.kv_dtype.value} k and v yet"
     if not isinstance(problem.layout, Dense) or problem.uniform is None:
@@ -19,3 +38,22 @@ def computable(problem: Problem) -> str | None:
     if problem.dropout:
         return "no reference for dropout yet"
     return "no reference for shared k and v yet" if problem.shared_kv else None
+
+
+def _mechanism(problem: Problem, gradients: bool) -> str | None:
+    """What is not there yet of mechanisms other than softmax and dot."""
+    mechanism = problem.mechanism
+    if isinstance(mechanism, Softmax | Dot):
+        return None
+    if isinstance(mechanism, Entmax) and mechanism.alpha != 1.5:
+        return f"no reference for entmax with alpha={mechanism.alpha:g} yet: only 1.5"
+    if isinstance(mechanism, Linear) and not isinstance(problem.mask, Full | Causal):
+        return f"no reference for the linear mechanism with the {problem.mask} mask yet: only full and causal"
+    if problem.modifiers:
+        return f"no reference for {problem.modifiers[0].name} with the {mechanism.name} mechanism yet"
+    return f"no reference for the gradients of the {mechanism.name} mechanism yet" if gradients else None
+
+
+def _learned(modifier: Modifier) -> bool:
+    """Whether a backward pass must give the gradient of the modifier's tensors too."""
+    return isinstance(modifier, RelativeBias | Sinks) or (isinstance(modifier, Bias) and bool(modifier.grad))

@@ -106,7 +106,25 @@ def check_implementation(
 
 
 def samples(implementation: Implementation, device: Device) -> Iterator[Problem]:
-    """Small problems that the implementation says it supports, one for each dtype, mask and direction."""
+    """Small problems that the implementation says it supports, one for each dtype, mask and direction.
+
+    Of softmax without modifiers; where it supports none of these, of each of its mechanisms and modifiers.
+    """
+    can, some = implementation.capabilities, False
+    for one in _samples(implementation, device):
+        some = True
+        yield one
+    if not some:
+        for axis, names in (("mechanism", can.mechanisms), ("modifiers", can.modifiers)):
+            for name in sorted(names):
+                yield from _samples(implementation, device, **{axis: _WRITTEN.get(name, name)})
+
+
+_WRITTEN = {"local-gaussian": "local-gaussian:window=16", "softcap": "softcap:cap=30"}
+"""Mechanisms and modifiers that need a number, with one."""
+
+
+def _samples(implementation: Implementation, device: Device, **more: str) -> Iterator[Problem]:
     can = implementation.capabilities
     lengths: list[dict[str, int]] = [{"seqlen": 96}, {"seqlen_q": 33, "seqlen_kv": 80}]
     for dtype in sorted(can.dtypes):
@@ -114,7 +132,8 @@ def samples(implementation: Implementation, device: Device) -> Iterator[Problem]
             for direction in ("forward", "backward", "forward_backward"):
                 for length in lengths:
                     for heads in ({"heads": 4}, {"heads_q": 4, "heads_kv": 2}):
-                        found = problem(dtype=dtype, mask=mask, direction=direction, **length, **heads)
+                        keys = {"dtype": dtype, "mask": mask, "direction": direction}
+                        found = problem(**keys, **length, **heads, **more)
                         if scope.computable(found) is None and implementation.why_not(found, device) is None:
                             yield found
 

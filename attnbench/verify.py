@@ -97,7 +97,8 @@ def alone(
     if implementation.why_not(single, Device(kind=torch.device(device).type)):
         return ()
     q, k, v = (t[:1].clone() for t in (inputs.q, inputs.k, inputs.v))
-    given = Inputs(q=q, k=k, v=v, dout=None if inputs.dout is None else inputs.dout[:1].clone())
+    dout = None if inputs.dout is None else inputs.dout[:1].clone()
+    given = Inputs(q=q, k=k, v=v, dout=dout, extra=inputs.extra)
     prepared = implementation.prepare(single, given)
     prepared = prepared if isinstance(prepared, Prepared) else Prepared(step=prepared)
     found = inspect(prepared.read(prepared.step()), single, given, device, implementation.qkv_format)
@@ -121,8 +122,8 @@ def _inspect(
     if (tensor.device.type, tensor.device.index or 0) != (device.type, device.index or 0):
         return f"the output is on {tensor.device}, expected {device}"
     low, high = _extent(tensor)
-    for given in (inputs.q, inputs.k, inputs.v, inputs.dout):
-        if given is not None and low < _extent(given)[1] and _extent(given)[0] < high:
+    for given in inputs.tensors:
+        if low < _extent(given)[1] and _extent(given)[0] < high:
             return "the output is a view of an input"
     return None
 

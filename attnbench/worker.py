@@ -203,7 +203,7 @@ class Job:
     def memory(self, message: Mapping[str, Any]) -> Answer:
         """Measure the memory of one call after the canary's; calls are slow from then on."""
         measure.return_memory_eagerly()
-        held = measure.total_bytes(_tensors(self.inputs))
+        held = measure.total_bytes(self.inputs.tensors)
         return dataclasses.asdict(measure.memory(self.prepared, self.device, held, self._bytes))
 
     def ready(self, message: Mapping[str, Any]) -> Answer:
@@ -232,7 +232,7 @@ class Job:
             rest_s = perf_counter() - start
         if self.device != "cpu":
             self.sensors, _ = sensors.found(torch, self.device)
-        held = [tensor for copy in self.copies for tensor in _tensors(copy)]
+        held = [tensor for copy in self.copies for tensor in copy.tensors]
         return {"input_bytes": caches.distinct_bytes(held), "rest_s": rest_s}
 
     def block(self, message: Mapping[str, Any]) -> Answer:
@@ -427,14 +427,11 @@ class Job:
         return path
 
 
-def _tensors(of: Inputs) -> list[Any]:
-    return [of.q, of.k, of.v, of.dout]
-
-
 def _copy(of: Inputs) -> Inputs:
     """The same values in other storage."""
     dout = None if of.dout is None else of.dout.clone()
-    return Inputs(q=of.q.clone(), k=of.k.clone(), v=of.v.clone(), dout=dout)
+    extra = {name: tensor.clone() for name, tensor in of.extra.items()}
+    return Inputs(q=of.q.clone(), k=of.k.clone(), v=of.v.clone(), dout=dout, extra=extra)
 
 
 def probe(channel: Channel) -> None:

@@ -18,16 +18,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnbench import Device, Direction, Implementation, Inputs, Prepared, Problem
 from attnbench.builtin import (
+    numpy_mechanisms,
     numpy_textbook,
+    torch_bias,
     torch_compile,
     torch_eager,
+    torch_mechanisms,
     torch_mha,
     torch_sdpa,
     torch_varlen,
 )
 from attnbench.cli import main
 
-MODULES = (numpy_textbook, torch_compile, torch_eager, torch_mha, torch_sdpa, torch_varlen)
+MODULES = (
+    *(numpy_mechanisms, numpy_textbook, torch_bias, torch_compile, torch_eager, torch_mechanisms),
+    *(torch_mha, torch_sdpa, torch_varlen),
+)
 IMPLEMENTATIONS = {
     implementation.name: implementation
     for module in MODULES

@@ -139,14 +139,14 @@ def test_short_words_are_of_one_thing_each() -> None:
 
 
 def test_why_gives_every_reason_on_each_kind_of_device(told: List) -> None:
-    lines = told("--problem", f"{PROBLEM} dtype=float16 modifiers=alibi", "--why", "mine-gpu").splitlines()
+    lines = told("--problem", f"{PROBLEM} dtype=float16 modifiers=rotary", "--why", "mine-gpu").splitlines()
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "mine-gpu cpu unsupported",
         "capability: no cpu",
-        "reference: no reference for alibi yet",
+        "reference: no reference for rotary yet",
         "mine-gpu cuda unsupported",
         "capability: no float16",
-        "reference: no reference for alibi yet",
+        "reference: no reference for rotary yet",
         f"device: {NO_GPU}",
     ]
 
@@ -166,7 +166,7 @@ def test_without_why_a_problem_is_put_to_all_with_the_reason_of_the_plan(told: L
     [
         PROBLEM,
         f"{PROBLEM} mask=causal dtype=bfloat16",
-        f"{PROBLEM} modifiers=alibi",
+        f"{PROBLEM} modifiers=rotary",
         "requests=2q8_1q3s9 heads=2 head_dim=8",
         "model=llama-3-8b seqlen=64 direction=backward",
     ],

@@ -61,7 +61,8 @@ def wide(problem: Problem, given: Inputs, mask: Tensor | None = None) -> dict[st
     """Everything in float32 (float64 for float64), rounded once at the end."""
     dtype = given.q.dtype
     to = torch.promote_types(dtype, torch.float32)
-    wider = Inputs(**{name: None if t is None else t.to(to) for name, t in vars(given).items()})
+    dout = None if given.dout is None else given.dout.to(to)
+    wider = Inputs(q=given.q.to(to), k=given.k.to(to), v=given.v.to(to), dout=dout)
     return {name: t.to(dtype) for name, t in plain(problem, wider, mask).items()}
 
 

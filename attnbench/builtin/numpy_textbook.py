@@ -1,6 +1,6 @@
 """Attention as the textbooks print it, in numpy, with the gradients written out by hand."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
@@ -30,7 +30,8 @@ def attnbench_implementations() -> Iterable[Implementation]:
             dtypes=frozenset(("float32", "float64")),
             directions=frozenset(("forward", "backward", "forward_backward")),
             masks=ALL_MASKS,
-            modifiers=frozenset(("softcap",)),
+            modifiers=frozenset(("softcap", "alibi", "bias", "relative-bias", "sinks")),
+            mechanisms=frozenset(("softmax", "dot")),
             grouped_heads=True,
             unequal_head_dims=True,
         ),
@@ -49,7 +50,7 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     sq, sk = shape
     group = problem.heads_q // problem.heads_kv
     scale, cap = problem.softmax_scale, problem.softcap
-    forbidden = _forbidden(problem, sq, sk)
+    forbidden, terms, sinks = _forbidden(problem, sq, sk), _terms(problem, inputs), inputs.extra.get("sinks")
 
     def fold(tensor: torch.Tensor) -> "Array":
         """[B, Hq, Sq, X] -> [B, Hk, G Sq, X], a view: a group's queries become rows over the same keys."""
@@ -71,12 +72,21 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
             np.tanh(s, out=s)
             derivative = 1 - s * s if slope else None
             s *= cap
+        for term in terms:
+            by_head = s.reshape(problem.batch, problem.heads_q, sq, sk)  # a view
+            by_head += term()
         if forbidden is not None:
             np.copyto(s.reshape(problem.batch, problem.heads_kv, group, sq, sk), -np.inf, where=forbidden)
         peak = s.max(axis=-1, keepdims=True, initial=-np.inf)
+        sink = None
+        if sinks is not None:
+            sink = np.repeat(sinks.numpy(), sq).reshape(problem.heads_kv, group * sq, 1)
+            peak = np.maximum(peak, sink)
         s -= np.where(np.isneginf(peak), 0, peak)  # a row that sees no key stays at -inf: its weights are 0
         np.exp(s, out=s)
         total = s.sum(axis=-1, keepdims=True)
+        if sink is not None:
+            total += np.exp(sink - peak)
         s /= np.where(total == 0, 1, total)
         return s, derivative
 
@@ -128,3 +138,26 @@ def _forbidden(problem: Problem, sq: int, sk: int) -> "npt.NDArray[np.bool_] | N
     i, j, b = np.arange(sq)[:, None], np.arange(sk), np.arange(problem.batch)[:, None, None, None, None]
     allowed: npt.NDArray[np.bool_] = problem.mask.allowed(i, j, sq, sk, b)
     return ~allowed
+
+
+def _terms(problem: Problem, inputs: Inputs) -> "list[Callable[[], Array]]":
+    """What modifiers add to the scores, each a function of the parameters as they are then: [Hq or 1, Sq, Sk]."""
+    import numpy as np
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    found: list[Callable[[], Array]] = []
+    if not problem.modifiers:
+        return found
+    ahead = np.arange(sk) - (np.arange(sq)[:, None] + (sk - sq))  # j - p
+    if (alibi := problem.modifier("alibi")) is not None:
+        slopes = np.array(alibi.slopes(problem.heads_q))[:, None, None]
+        fixed = (-slopes * abs(ahead)).astype(problem.dtype.value)
+        found.append(lambda: fixed)
+    if "bias" in inputs.extra:
+        bias = inputs.extra["bias"].numpy()
+        found.append(lambda: bias)
+    if (relative := problem.modifier("relative-bias")) is not None:
+        table, bucket = inputs.extra["relative_bias"].numpy(), relative.bucket(ahead)
+        found.append(lambda: table.T[:, bucket])
+    return found

@@ -1,6 +1,7 @@
 """Attention in plain torch operations: the chain that everybody writes first, and online softmax over tiles."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
@@ -28,6 +29,7 @@ _CAPABILITIES = Capabilities(
     directions=frozenset(("forward", "backward", "forward_backward")),
     masks=ALL_MASKS,
     modifiers=frozenset(("softcap",)),
+    mechanisms=frozenset(("softmax", "dot")),
     grouped_heads=True,
     unequal_head_dims=True,
 )
@@ -38,7 +40,9 @@ def attnbench_implementations() -> Iterable[Implementation]:
     yield Implementation(
         name="torch-naive",
         summary="matmul, softmax, matmul in the problem's own dtype; the scores [Sq, Sk] are stored",
-        capabilities=_CAPABILITIES,
+        capabilities=replace(
+            _CAPABILITIES, modifiers=frozenset(("softcap", "alibi", "bias", "relative-bias", "sinks"))
+        ),
         prepare=_prepare_naive,
         requires=("torch",),
         qkv_format="bhsd",
@@ -71,6 +75,7 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     sq, sk = shape
     group = problem.heads_q // problem.heads_kv
     scale, cap = problem.softmax_scale, problem.softcap
+    terms, sinks = _terms(problem, inputs), inputs.extra.get("sinks")
     forbidden = blind = None
     if problem.mask.name != "full":
         i, j = (torch.arange(n, device=inputs.q.device) for n in shape)
@@ -85,15 +90,46 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
         if cap is not None:
             s = torch.tanh(s / cap) * cap
         s = s.view(problem.batch, problem.heads_q, sq, sk)
+        for term in terms:
+            s = s + term()
         if forbidden is not None:
             s = s.masked_fill(forbidden, float("-inf"))
+        if sinks is not None:  # one more key, without a value
+            s = torch.cat((s, sinks[:, None, None].expand(problem.batch, -1, sq, 1)), -1)
         p = torch.softmax(s, -1)
+        if sinks is not None:
+            p = p[..., :-1]
         if blind is not None:
             p = p.masked_fill(blind, 0)
-        out = p.view(problem.batch, problem.heads_kv, group * sq, sk) @ v
+        out = p.reshape(problem.batch, problem.heads_kv, group * sq, sk) @ v
         return out.view(problem.batch, problem.heads_q, sq, problem.head_dim_v)
 
     return differentiable(attend, problem, inputs)
+
+
+def _terms(problem: Problem, inputs: Inputs) -> "list[Callable[[], torch.Tensor]]":
+    """What modifiers add to the scores, each a function of the parameters as they are then: [Hq or 1, Sq, Sk]."""
+    import torch
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    device, dtype = inputs.q.device, inputs.q.dtype
+    found: list[Callable[[], torch.Tensor]] = []
+    if not problem.modifiers:
+        return found
+    ahead = torch.arange(sk, device=device) - (torch.arange(sq, device=device)[:, None] + (sk - sq))  # j - p
+    if (alibi := problem.modifier("alibi")) is not None:
+        slopes = torch.tensor(alibi.slopes(problem.heads_q), dtype=torch.float64, device=device)[
+            :, None, None
+        ]
+        fixed = (-slopes * ahead.abs()).to(dtype)
+        found.append(lambda: fixed)
+    if "bias" in inputs.extra:
+        found.append(lambda: inputs.extra["bias"])
+    if (relative := problem.modifier("relative-bias")) is not None:
+        bucket = relative.bucket(ahead)
+        found.append(lambda: inputs.extra["relative_bias"].mT[:, bucket])
+    return found
 
 
 def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:

@@ -1,6 +1,7 @@
-"""torch's `MultiheadAttention`, with identity matrices for its four projections."""
+"""torch's `MultiheadAttention`: with the projections of the mechanism multi-head, else with identity matrices."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attnbench import (
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 def attnbench_implementations() -> Iterable[Implementation]:
     yield Implementation(
         name="torch-mha",
-        summary="nn.MultiheadAttention with identity weights: SDPA and, in the same time, four [E, E] projections, E = H D",
+        summary="nn.MultiheadAttention: SDPA and, in the same time, four [E, E] projections, E = H D; by the identity for softmax",
         capabilities=Capabilities(
             dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
             devices=frozenset(("cpu", "cuda")),
             directions=frozenset(("forward", "backward", "forward_backward")),
             masks=INDEX_MASKS,
+            mechanisms=frozenset(("softmax", "multi-head")),
             scale=False,
         ),
         prepare=_prepare,
@@ -51,8 +53,14 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     )
     mha.eval().requires_grad_(False)
     one = torch.eye(width, device=inputs.q.device, dtype=inputs.q.dtype)
-    mha.in_proj_weight.copy_(one.repeat(3, 1))
-    mha.out_proj.weight.copy_(one)
+
+    def load() -> None:
+        """The weights as they are now; torch's are transposed."""
+        w = [inputs.extra.get(f"w_{name}", one).mT for name in "qkvo"]
+        mha.in_proj_weight.copy_(torch.cat(w[:3]))
+        mha.out_proj.weight.copy_(w[3])
+
+    load()
     mask, causal = _mask(problem, inputs)
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -63,9 +71,16 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     q, k, v = (t.transpose(1, 2) for t in (inputs.q, inputs.k, inputs.v))  # [B, H, S, D]
     seen = None if mask is None or causal else mask.expand(problem.batch, 1, sq, sk)
     choice = SDPBackend(torch._fused_sdp_choice(q, k, v, attn_mask=seen, is_causal=causal))
-    return differentiable(
-        attend, problem, inputs, kernel=f"projections, sdpa {choice.name.removesuffix('_ATTENTION').lower()}"
-    )
+    name = choice.name.removesuffix("_ATTENTION").lower()
+    prepared = differentiable(attend, problem, inputs, kernel=f"projections, sdpa {name}")
+    again = prepared.refresh
+
+    def refresh() -> None:
+        load()
+        if again:
+            again()
+
+    return replace(prepared, refresh=refresh) if inputs.extra else prepared
 
 
 def _mask(problem: Problem, inputs: Inputs) -> "tuple[torch.Tensor | None, bool]":

@@ -65,6 +65,7 @@ from attnbench.problem.modifiers import (
     Softcap,
     parse_modifiers,
 )
+from attnbench.problem.parameters import Parameter
 from attnbench.problem.problem import Problem, problem_from
 from attnbench.problem.variants import Variant, suggestion
 
@@ -109,6 +110,7 @@ __all__ = [
     "MultiHead",
     "Packed",
     "Paged",
+    "Parameter",
     "PrefixLM",
     "Problem",
     "Product",

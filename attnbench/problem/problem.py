@@ -14,8 +14,9 @@ from attnbench.problem.dtypes import DType
 from attnbench.problem.keys import PROBLEM_KEYS, convert, parse_words
 from attnbench.problem.layouts import Dense, Layout, parse_layout
 from attnbench.problem.masks import Causal, CausalTopLeft, Full, Mask, parse_mask
-from attnbench.problem.mechanisms import Mechanism, Softmax, parse_mechanism
-from attnbench.problem.modifiers import Modifier, Softcap, parse_modifiers
+from attnbench.problem.mechanisms import Dot, Mechanism, Softmax, parse_mechanism
+from attnbench.problem.modifiers import Modifier, parse_modifiers
+from attnbench.problem.parameters import Parameter
 from attnbench.problem.variants import suggestion
 
 
@@ -71,6 +72,8 @@ class Problem:
             raise ProblemError(f"modifiers name `{twice}` twice")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
             raise ProblemError(f"scale must be a finite number other than 0, got {self.scale}")
+        if self.scale is not None and not self.mechanism.scaled:
+            raise ProblemError(f"the {self.mechanism.name} mechanism takes no scale, got {self.scale}")
         if self.shared_kv and self.head_dim_v > self.head_dim:
             raise ProblemError(
                 f"shared k and v need head_dim_v <= head_dim, got {self.head_dim_v} > {self.head_dim}"
@@ -91,13 +94,34 @@ class Problem:
         return first if self.sequences.count(first) == len(self.sequences) else None
 
     @property
+    def longest(self) -> tuple[int, int]:
+        """The largest Sq and the largest Sk of the batch."""
+        return max(q for q, _ in self.sequences), max(s for _, s in self.sequences)
+
+    @property
     def softmax_scale(self) -> float:
+        """Factor of q k^T: `scale`, or 1 / sqrt(D); 1 for the mechanism `dot`."""
+        if isinstance(self.mechanism, Dot):
+            return 1.0
         return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    def modifier(self, name: str) -> Any:
+        """The modifier of that name, such as `alibi`; None without it."""
+        return next((modifier for modifier in self.modifiers if modifier.name == name), None)
 
     @property
     def softcap(self) -> float | None:
         """The cap of the modifier `softcap`; None without it."""
-        return next((modifier.cap for modifier in self.modifiers if isinstance(modifier, Softcap)), None)
+        cap: float | None = getattr(self.modifier("softcap"), "cap", None)
+        return cap
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """Tensors beside q, k and v, of the mechanism and of the modifiers, by their names in `Inputs.extra`."""
+        found = self.mechanism.parameters(self)
+        for modifier in self.modifiers:
+            found |= modifier.parameters(self)
+        return found
 
     @property
     def modifiers_text(self) -> str:

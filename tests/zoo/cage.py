@@ -41,6 +41,10 @@ SHAPES = {
     "gradients": "mask=causal direction=forward_backward",
     "grouped-gradients": "heads_q=4 heads_kv=2 mask=causal direction=forward_backward",
     "capped-gradients": "mask=causal modifiers=softcap:cap=20 direction=forward_backward",
+    "alibi": "mask=causal modifiers=alibi",
+    "biased": "mask=full modifiers=bias",
+    "relative": "mask=full modifiers=relative-bias",
+    "sinks": "mask=causal modifiers=sinks",
 }
 """What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys, `{many}` a 64th
 of them."""

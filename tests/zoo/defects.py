@@ -40,6 +40,46 @@ def cap_of(problem: Problem) -> float | None:
     return next((m.cap for m in problem.modifiers if isinstance(m, Softcap)), None)
 
 
+def t5_bucket(behind: Tensor, buckets: int = 32, distance: int = 128) -> Tensor:
+    """Of keys `behind` positions before their query (T5's code, in float64 and away from rounding at its edges)."""
+    side, n = buckets // 2, behind.abs()
+    exact = side // 2
+    far = torch.log(n.double().clamp(min=1) / exact) / math.log(distance / exact) * (side - exact)
+    far = (exact + torch.floor(far + 1e-9).long()).clamp(max=side - 1)
+    return side * (behind < 0) + torch.where(n < exact, n, far)
+
+
+def added(problem: Problem, given: Inputs, defect: str = "") -> Tensor | None:
+    """What modifiers add to the scores, [Hq or 1, Sq, Sk] in float64; None where they add nothing."""
+    (sq, sk), heads, total = problem.uniform, problem.heads_q, None
+    p = torch.arange(sq)[:, None] + (0 if defect == "relative-bias-top-left" else sk - sq)
+    behind = p - torch.arange(sk)
+    names = [modifier.name for modifier in problem.modifiers]
+    if "alibi" in names and defect != "alibi-omitted":
+        slopes = torch.tensor([2.0 ** (-8 * (h + 1) / heads) for h in range(heads)], dtype=torch.float64)
+        if defect == "alibi-slope-0-for-all":
+            slopes = slopes[:1].expand(heads)
+        total = -slopes[:, None, None] * behind.abs()
+    if "bias" in names:
+        total = given.extra["bias"].double()
+        if defect == "bias-of-head-0-for-all":
+            total = total[:1]
+        if defect == "bias-scaled":
+            total = total * problem.softmax_scale
+    if "relative-bias" in names:
+        bucket = t5_bucket(-behind if defect == "relative-bias-mirrored" else behind)
+        total = given.extra["relative_bias"].double()[bucket].permute(2, 0, 1)
+    return total
+
+
+def beside_sinks(given: Inputs, s: Tensor) -> Tensor:
+    """softmax(s) [B, Hq, Sq, Sk] with the sinks, where there are any, in the sum."""
+    if "sinks" not in given.extra:
+        return s.softmax(-1)
+    sinks = given.extra["sinks"].to(s)[:, None, None].expand(*s.shape[:-1], 1)
+    return torch.cat([s, sinks], -1).softmax(-1)[..., :-1]
+
+
 def flash(problem: Problem, given: Inputs, defect: str = "", mask: Tensor | None = None) -> Outputs:
     """Online softmax over tiles of keys, backward from the log-sum-exp (Dao 2023, algorithms 1 and 2)."""
     dtype, sk, scale, cap = given.q.dtype, given.k.shape[2], problem.softmax_scale, cap_of(problem)
@@ -147,6 +187,8 @@ def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
         mask = torch.ones_like(mask)
     else:
         s = cap * torch.tanh(s * scale / cap)
+    if (terms := added(problem, given, defect)) is not None:
+        s = s + terms.to(s)
     if defect == "masked-score-zero":
         s = s.masked_fill(~mask, 0)
     elif defect == "mask-after-softmax":
@@ -161,8 +203,10 @@ def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
         p = s.exp()
     elif defect == "base-2":
         p = (s * math.log(2)).softmax(-1)
-    else:
+    elif defect == "sinks-omitted":
         p = s.softmax(-1)
+    else:
+        p = beside_sinks(given, s)
     if defect == "double-softmax":
         p = p.softmax(-1)
     if defect == "weights-in-fp8":
@@ -416,6 +460,13 @@ DEFECTS = (
     inside("softcap-omitted", "capped", "no softcap", chain),
     inside("softcap-after-mask", "capped-window", "what is masked scores -cap", chain),
     inside("scale-after-softcap", "capped", "cap tanh(q k / cap) scale", chain),
+    inside("alibi-omitted", "alibi", "no slope", chain),
+    inside("alibi-slope-0-for-all", "alibi", "every head has the first slope", chain),
+    inside("bias-of-head-0-for-all", "biased", "every head reads the first plane", chain),
+    inside("bias-scaled", "biased", "scale (q k + bias)", chain),
+    inside("relative-bias-mirrored", "relative", "keys behind for keys ahead", chain),
+    inside("relative-bias-top-left", "relative", "distances i - j", chain),
+    inside("sinks-omitted", "sinks", "the denominator misses the sink", chain),
     # softmax
     inside("no-max-subtracted", "large", "exp(s) overflows"),
     inside("max-of-first-tile-only", "large", "exp(s - m) overflows"),

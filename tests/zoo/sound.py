@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from zoo.defects import TILE, Compute, Outputs, allowed, cap_of, chain, flash, wider
+from zoo.defects import TILE, Compute, Outputs, added, allowed, beside_sinks, cap_of, chain, flash, wider
 
 from attnbench.implementation import Inputs
 from attnbench.problem import Full, Problem
@@ -62,14 +62,23 @@ def flex(problem: Problem, given: Inputs) -> Outputs:
 
         block = create_block_mask(seen, None, None, sq, sk, device="cpu")
 
+    terms = added(problem, given)
+
     def bend(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return cap * torch.tanh(s / cap)
+        s = s if cap is None else cap * torch.tanh(s / cap)
+        return s if terms is None else s + terms[h % len(terms), i, j].to(s)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         gqa = problem.heads_q != problem.heads_kv
         with warnings.catch_warnings(action="ignore"):  # that it is not compiled
             return flex_attention(
-                q, k, v, bend if cap else None, block, scale=problem.softmax_scale, enable_gqa=gqa
+                q,
+                k,
+                v,
+                bend if problem.modifiers else None,
+                block,
+                scale=problem.softmax_scale,
+                enable_gqa=gqa,
             )
 
     return gradients(attend, given)
@@ -79,13 +88,16 @@ def naive(problem: Problem, given: Inputs) -> Outputs:
     """Every step in the problem's dtype."""
     mask, shared = allowed(problem), problem.heads_q // problem.heads_kv
     some = mask.any(-1, keepdim=True)
+    terms = added(problem, given)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
         s = (q @ k.mT) * problem.softmax_scale
         if (cap := cap_of(problem)) is not None:
             s = cap * torch.tanh(s / cap)
-        return s.masked_fill(~mask & some, -math.inf).softmax(-1) * some @ v
+        if terms is not None:
+            s = s + terms.to(s)
+        return beside_sinks(given, s.masked_fill(~mask & some, -math.inf)) * some @ v
 
     return gradients(attend, given)
 
@@ -164,7 +176,10 @@ def one_by_one(problem: Problem, given: Inputs) -> Outputs:
 def wide_throughout(problem: Problem, given: Inputs) -> Outputs:
     """Everything in float64, rounded once at the end."""
     dtype = given.q.dtype
-    wide = Inputs(**{name: None if t is None else t.double() for name, t in vars(given).items()})
+    dout = None if given.dout is None else given.dout.double()
+    extra = {name: tensor.double() for name, tensor in given.extra.items()}
+    q, k, v = given.q.double(), given.k.double(), given.v.double()
+    wide = Inputs(q=q, k=k, v=v, dout=dout, extra=extra)
     return {name: t.to(dtype) for name, t in naive(problem, wide).items()}
 
 
@@ -184,14 +199,15 @@ MASKED = (
     *("top-left", "chunked", "dilated", "prefix-lm", "block-causal", "global-window", "tree"),
     *("block-sparse", "documents", "key-padding", "left-padding"),
 )
+ADDED = ("alibi", "biased", "relative")
 FORWARD = ("full", "causal", "window", "empty-rows", "ragged", "wide-values", "grouped", "capped", "large")
 
 SOUND = (
-    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=ALL + MASKED + CAPPED),
-    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=ALL + CAPPED),
+    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=(*ALL, *MASKED, *CAPPED, *ADDED, "sinks")),
+    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=(*ALL, *CAPPED, *ADDED, "sinks")),
     Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + MASKED + CAPPED),
     Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL + MASKED),
-    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large")),
+    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large", *ADDED, "sinks")),
     Sound(name="exp2", what="powers of two, divided at the end", compute=base_two, shapes=FORWARD),
     Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=FORWARD + MASKED),
     Sound(name="tiles-in-order", what="the output summed over 32 keys at a time", compute=one_by_one, shapes=FORWARD),
@@ -204,5 +220,5 @@ SOUND = (
         compute=sdpa(SDPBackend.FLASH_ATTENTION, SDPBackend.MATH),
         shapes=UNCAPPED + MASKED,
     ),
-    Sound(name="flex", what="flex_attention, not compiled", compute=flex, shapes=("full", "causal", "window", "capped")),
+    Sound(name="flex", what="flex_attention, not compiled", compute=flex, shapes=("full", "causal", "window", "capped", *ADDED)),
 )  # fmt: skip

@@ -1,0 +1,279 @@
+"""Attention mechanisms other than scaled dot product, as their papers print them, in numpy; forward only."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from attnbench import (
+    INDEX_MASKS,
+    Capabilities,
+    Implementation,
+    Inputs,
+    Prepared,
+    Problem,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    Array = npt.NDArray[np.floating[Any]]
+
+TILE = 64
+"""Queries of causal `linear` at once, between which the sums over keys are brought forward."""
+
+
+@hookimpl
+def attnbench_implementations() -> Iterable[Implementation]:
+    yield Implementation(
+        name="numpy-mechanisms",
+        summary="dot, general, additive, location, linear, local-gaussian, sparsemax and entmax-1.5 in numpy",
+        capabilities=Capabilities(
+            dtypes=frozenset(("float32", "float64")),
+            masks=INDEX_MASKS,
+            mechanisms=frozenset(
+                ("dot", "general", "additive", "location", "linear", "local-gaussian", "sparsemax", "entmax")
+            ),
+            grouped_heads=True,
+            unequal_head_dims=True,
+        ),
+        prepare=_prepare,
+        requires=("numpy",),
+        qkv_format="bhsd",
+    )
+    yield Implementation(
+        name="numpy-multi-head",
+        summary="softmax attention between four projections, in numpy",
+        capabilities=Capabilities(
+            dtypes=frozenset(("float32", "float64")),
+            masks=INDEX_MASKS,
+            mechanisms=frozenset(("multi-head",)),
+            grouped_heads=True,
+            unequal_head_dims=True,
+        ),
+        prepare=_prepare_multi_head,
+        requires=("numpy",),
+    )
+
+
+def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
+    """Letters as in the problem; G query heads to a key/value head. Arrays are views of the inputs."""
+    import torch
+
+    assert problem.uniform is not None
+    sq, _ = problem.uniform
+    hq, hk = problem.heads_q, problem.heads_kv
+    q = inputs.q.numpy().reshape(problem.batch, hk, hq // hk, sq, problem.head_dim)  # [B, Hk, G, Sq, D]
+    k, v = inputs.k.numpy()[:, :, None], inputs.v.numpy()[:, :, None]  # [B, Hk, 1, Sk, D]
+    extra = {
+        name: tensor.numpy().reshape(hk, tensor.shape[0] // hk, *tensor.shape[1:])  # [Hk, G or 1, ...]
+        for name, tensor in inputs.extra.items()
+    }
+    if problem.mechanism.name == "linear":
+        step = _linear(problem, q, k, v)
+    else:
+        step = _weighted(problem, q, k, v, extra)
+
+    def read(raw: "Array") -> "torch.Tensor":
+        return torch.from_numpy(raw.reshape(problem.batch, hq, sq, problem.head_dim_v))
+
+    return Prepared(step=step, read=read)
+
+
+def _forbidden(problem: Problem) -> "npt.NDArray[np.bool_] | None":
+    """True where a query may not see a key, [Sq, Sk]; None where every one may see all."""
+    import numpy as np
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    if problem.mask.name == "full":
+        return None
+    allowed: npt.NDArray[np.bool_] = problem.mask.allowed(np.arange(sq)[:, None], np.arange(sk), sq, sk)
+    return ~allowed
+
+
+def _weighted(
+    problem: Problem, q: "Array", k: "Array", v: "Array", extra: "dict[str, Array]"
+) -> "Callable[[], Array]":
+    """Scores, mask, weights, and their sum of the values."""
+    forbidden, normalise = _forbidden(problem), _NORMALISERS.get(problem.mechanism.name, _softmax)
+    local = problem.mechanism.name == "local-gaussian"
+
+    def step() -> "Array":
+        import numpy as np
+
+        s = _scores(problem, q, k, extra)  # [B, Hk, G, Sq, Sk]
+        if forbidden is not None:
+            np.copyto(s, -np.inf, where=forbidden)
+        p = normalise(s)
+        if local:
+            p *= _gaussian(problem, q, extra)
+        return p @ v
+
+    return step
+
+
+def _scores(problem: Problem, q: "Array", k: "Array", extra: "dict[str, Array]") -> "Array":
+    """[B, Hk, G, Sq, Sk]."""
+    import numpy as np
+
+    kt = k.swapaxes(-1, -2)
+    match problem.mechanism.name:
+        case "general":  # q W k^T (Luong et al. 2015, equation 8)
+            return q @ extra["w"] @ kt
+        case "location":  # q W (Luong et al. 2015, equation 8)
+            return q @ extra["w"]
+        case "additive":  # w . tanh(q Wq + k Wk) (Bahdanau et al. 2015, A.1.2), a hidden unit at a time
+            of_q, of_k, w = q @ extra["w_q"], k @ extra["w_k"], extra["w"][..., None, None, :]
+            s = np.zeros((*q.shape[:-1], k.shape[-2]), dtype=q.dtype)
+            for unit in range(w.shape[-1]):
+                bent = of_q[..., unit, None] + of_k[..., None, :, unit]
+                s += np.tanh(bent, out=bent) * w[..., unit]
+            return s
+    s = q @ kt
+    s *= problem.softmax_scale
+    return s
+
+
+def _softmax(s: "Array") -> "Array":
+    """In place; a row of -inf becomes zeros."""
+    import numpy as np
+
+    peak = s.max(axis=-1, keepdims=True)
+    s -= np.where(np.isneginf(peak), 0, peak)
+    np.exp(s, out=s)
+    total = s.sum(axis=-1, keepdims=True)
+    s /= np.where(total == 0, 1, total)
+    return s
+
+
+def _below_the_largest(s: "Array") -> "tuple[Array, npt.NDArray[np.bool_]]":
+    """Scores less the row's largest one, and where there is none; what is masked becomes -4, which gets no weight."""
+    import numpy as np
+
+    peak = s.max(axis=-1, keepdims=True)
+    blind = np.isneginf(peak)
+    return np.maximum(s - np.where(blind, 0, peak), -4), blind
+
+
+def _sparsemax(s: "Array") -> "Array":
+    """Martins and Astudillo 2016, algorithm 1."""
+    import numpy as np
+
+    s, blind = _below_the_largest(s)
+    ordered = -np.sort(-s, axis=-1)
+    count = np.arange(1, s.shape[-1] + 1, dtype=s.dtype)
+    total = ordered.cumsum(axis=-1)
+    last = (1 + count * ordered > total).sum(axis=-1, keepdims=True) - 1
+    tau = (np.take_along_axis(total, last, -1) - 1) / count[last]
+    return np.where(blind, 0, np.maximum(s - tau, 0))
+
+
+def _entmax(s: "Array") -> "Array":
+    """Of alpha 1.5 (Peters et al. 2019, algorithm 2)."""
+    import numpy as np
+
+    s, blind = _below_the_largest(s)
+    s /= 2
+    ordered = -np.sort(-s, axis=-1)
+    count = np.arange(1, s.shape[-1] + 1, dtype=s.dtype)
+    mean = ordered.cumsum(axis=-1) / count
+    spread = (ordered**2).cumsum(axis=-1) - count * mean**2
+    tau = mean - np.sqrt(np.maximum((1 - spread) / count, 0))
+    last = (tau <= ordered).sum(axis=-1, keepdims=True) - 1
+    return np.where(blind, 0, np.maximum(s - np.take_along_axis(tau, last, -1), 0) ** 2)
+
+
+_NORMALISERS = {"sparsemax": _sparsemax, "entmax": _entmax}
+
+
+def _gaussian(problem: Problem, q: "Array", extra: "dict[str, Array]") -> "Array":
+    """exp(-(j - c)^2 / 2 sigma^2), c = Sk sigmoid(v_p . tanh(q W_p)) (Luong et al. 2015, equations 9 and 10)."""
+    import numpy as np
+
+    assert problem.uniform is not None
+    mechanism: Any = problem.mechanism
+    sk, sigma = problem.uniform[1], mechanism.window / 2
+    place = np.tanh(q @ extra["w_p"]) @ extra["v_p"][..., None]  # [B, Hk, G, Sq, 1]
+    off = (np.arange(sk, dtype=q.dtype) - sk / (1 + np.exp(-place))) / sigma
+    found: Array = np.exp(-0.5 * off * off)
+    return found
+
+
+def _linear(problem: Problem, q: "Array", k: "Array", v: "Array") -> "Callable[[], Array]":
+    """phi(q) (phi(k)^T v) / phi(q) sum phi(k) (Katharopoulos et al. 2020, equations 5, and 9 to 12 where causal)."""
+    import numpy as np
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+
+    def feature(x: "Array") -> "Array":
+        """elu(x) + 1"""
+        return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+    def step() -> "Array":
+        fq, fk = feature(q), feature(k)
+        values = np.concatenate((v, np.ones_like(v[..., :1])), axis=-1)  # their last column sums the weights
+        if problem.mask.name == "full":
+            return _divided(fq @ (fk.swapaxes(-1, -2) @ values))
+        out = np.zeros((*fq.shape[:-1], values.shape[-1]), dtype=fq.dtype)
+        state = np.zeros((*fk.shape[:-2], fk.shape[-1], values.shape[-1]), dtype=fq.dtype)
+        done = 0  # keys that the state holds
+        for start in range(max(0, sq - sk), sq, TILE):
+            end = min(start + TILE, sq)
+            before, until = start + sk - sq, end + sk - sq  # the keys that stand where these queries do
+            some = fk[..., done:before, :]
+            state += some.swapaxes(-1, -2) @ values[..., done:before, :]
+            near = fq[..., start:end, :] @ fk[..., before:until, :].swapaxes(-1, -2)
+            out[..., start:end, :] = (
+                np.tril(near) @ values[..., before:until, :] + fq[..., start:end, :] @ state
+            )
+            done = before
+        return _divided(out)
+
+    return step
+
+
+def _divided(sums: "Array") -> "Array":
+    """All columns but the last, over that one; 0 where that is 0."""
+    import numpy as np
+
+    total = sums[..., -1:]
+    return sums[..., :-1] / np.where(total == 0, 1, total)
+
+
+def _prepare_multi_head(problem: Problem, inputs: Inputs) -> Prepared:
+    """Vaswani et al. 2017, 3.2.2, without biases: the heads of q, k and v side by side are what is projected."""
+    import torch
+
+    assert problem.uniform is not None
+    hk, group = problem.heads_kv, problem.heads_q // problem.heads_kv
+    given = {name: getattr(inputs, name).numpy() for name in "qkv"}
+    extra = {name: tensor.numpy() for name, tensor in inputs.extra.items()}
+    forbidden = _forbidden(problem)
+
+    def projected(name: str) -> "Array":
+        """[B, S, H, D] -> [B, Hk, H / Hk, S, D]."""
+        x = given[name]
+        y = x.reshape(*x.shape[:2], -1) @ extra[f"w_{name}"]
+        found: Array = y.reshape(*x.shape[:2], hk, -1, x.shape[-1]).transpose(0, 2, 3, 1, 4)
+        return found
+
+    def step() -> "Array":
+        import numpy as np
+
+        q, k, v = map(projected, "qkv")
+        s = q @ k.swapaxes(-1, -2)
+        s *= problem.softmax_scale
+        if forbidden is not None:
+            np.copyto(s, -np.inf, where=forbidden)
+        heads = _softmax(s) @ v  # [B, Hk, G, Sq, Dv]
+        beside = heads.transpose(0, 3, 1, 2, 4).reshape(problem.batch, -1, hk * group * problem.head_dim_v)
+        out: Array = beside @ extra["w_o"]
+        return out
+
+    def read(raw: "Array") -> "torch.Tensor":
+        return torch.from_numpy(raw.reshape(problem.batch, -1, problem.heads_q, problem.head_dim_v))
+
+    return Prepared(step=step, read=read)

@@ -1,0 +1,201 @@
+"""What oracle and yardstick compute of modifiers and mechanisms; they differ in how the result of each step is rounded.
+
+Letters: g groups of G query heads over one key/value head, r query rows, n keys.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnbench.problem import (
+    Additive,
+    Alibi,
+    Bias,
+    Entmax,
+    General,
+    Linear,
+    LocalGaussian,
+    Location,
+    Problem,
+    RelativeBias,
+    Sparsemax,
+)
+
+Rounding = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Which queries, keys and heads are computed at once, and the problem's parameters, all of them."""
+
+    heads: Tensor
+    """[g, G]"""
+    heads_kv: Tensor
+    """[g]"""
+    rows: Tensor
+    """[r]"""
+    keys: Tensor
+    """[n]"""
+    extra: Mapping[str, Tensor]
+
+
+def terms(problem: Problem, block: Block, dtype: torch.dtype, rnd: Rounding) -> Iterator[Tensor]:
+    """What modifiers add to the scores, one after the other: [g, G, r, n]."""
+    assert problem.uniform is not None
+    if not problem.modifiers:
+        return
+    sq, sk = problem.uniform
+    ahead = block.keys - (block.rows[:, None] + (sk - sq))  # j - p
+    for modifier in problem.modifiers:
+        if isinstance(modifier, Alibi):
+            slopes = torch.tensor(modifier.slopes(problem.heads_q), dtype=dtype, device=ahead.device)
+            yield rnd(-rnd(slopes)[block.heads][..., None, None] * ahead.abs())
+        elif isinstance(modifier, Bias):
+            heads = block.heads * (modifier.heads is None)
+            index = heads[..., None, None], block.rows[:, None], block.keys
+            yield block.extra["bias"][index].to(dtype)
+        elif isinstance(modifier, RelativeBias):
+            table = block.extra["relative_bias"].to(dtype).mT[block.heads]  # [g, G, buckets]
+            yield table[..., modifier.bucket(ahead)]
+
+
+def sinks(problem: Problem, block: Block, dtype: torch.dtype) -> Tensor | None:
+    """The logit of each row's sink, [g, G r, 1]; None without the modifier."""
+    if problem.modifier("sinks") is None:
+        return None
+    logits = block.extra["sinks"].to(dtype)[block.heads]
+    return logits.repeat_interleave(len(block.rows), 1)[..., None]
+
+
+def weights(
+    problem: Problem,
+    q: Tensor,
+    k: Tensor,
+    allowed: Tensor | None,
+    block: Block,
+    rnd: Rounding,
+    product: Product,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights [g, G r, n] of a mechanism other than softmax and dot, those that errors are measured by, and the size
+    of the largest score.
+
+    `q` [g, G r, D], `k` [g, n, D], `allowed` [r, n]. The first two differ where a Gaussian takes most of a row's weight:
+    its place is rounded, so that what is left of such a row is not known to so many digits.
+    """
+    mechanism = problem.mechanism
+    s = _scores(problem, q, k, block, rnd, product)
+    if allowed is not None:
+        least = 0.0 if isinstance(mechanism, Linear) else -torch.inf
+        torch.unflatten(s, 1, (-1, len(allowed))).masked_fill_(~allowed, least)
+    if isinstance(mechanism, Linear):
+        total = s.sum(-1, keepdim=True)
+        p = rnd(s / total.masked_fill(total == 0, 1))
+        return p, p, torch.zeros_like(total).amax()
+    top = s.amax(-1, keepdim=True)
+    blind = top == -torch.inf
+    top.masked_fill_(blind, 0)
+    s.sub_(top)
+    if isinstance(mechanism, Sparsemax):
+        p = _sparsemax(s)
+    elif isinstance(mechanism, Entmax):
+        p = _entmax(s)
+    else:
+        p = s.exp()
+        p /= p.sum(-1, keepdim=True).masked_fill(blind, 1)
+    p = rnd(p.masked_fill_(blind, 0))
+    largest = top.abs().amax()
+    if isinstance(mechanism, LocalGaussian):  # its place is rounded as a score of Sk / sigma is
+        assert problem.uniform is not None
+        near = rnd(p * _gaussian(problem, mechanism, q, block, rnd, product))
+        return near, p, largest.clamp(min=2 * problem.uniform[1] / mechanism.window)
+    return p, p, largest
+
+
+def _scores(problem: Problem, q: Tensor, k: Tensor, block: Block, rnd: Rounding, product: Product) -> Tensor:
+    match problem.mechanism:
+        case General():
+            return rnd(product(_by_head(q, block, "w", rnd, product), k.mT))
+        case Additive():
+            return _additive(q, k, block, rnd, product)
+        case Location():
+            w = block.extra["w"][..., block.keys].to(q)[block.heads]  # [g, G, D, n]
+            return rnd(product(torch.unflatten(q, 1, (block.heads.shape[1], -1)), w)).flatten(1, 2)
+        case Linear():
+            return rnd(product(_feature(q, rnd), _feature(k, rnd).mT))
+    return rnd(rnd(product(q, k.mT)).mul_(problem.softmax_scale))
+
+
+def _by_head(q: Tensor, block: Block, name: str, rnd: Rounding, product: Product) -> Tensor:
+    """q_h W_h, W the parameter of that name [Hq, D, x]: [g, G r, D] -> [g, G r, x]."""
+    w = block.extra[name].to(q)[block.heads]  # [g, G, D, x]
+    return rnd(product(torch.unflatten(q, 1, (block.heads.shape[1], -1)), w)).flatten(1, 2)
+
+
+def _additive(q: Tensor, k: Tensor, block: Block, rnd: Rounding, product: Product) -> Tensor:
+    """w . tanh(q Wq + k Wk), a hidden unit at a time, so that [r, n, hidden] is never held."""
+    of_q = torch.unflatten(
+        _by_head(q, block, "w_q", rnd, product), 1, (block.heads.shape[1], -1)
+    )  # [g, G, r, M]
+    of_k = rnd(product(k, block.extra["w_k"].to(k)[block.heads_kv]))[:, None]  # [g, 1, n, M]
+    w = block.extra["w"].to(q)[block.heads]  # [g, G, M]
+    s = q.new_zeros(*of_q.shape[:3], of_k.shape[2])
+    for unit in range(w.shape[-1]):
+        bent = rnd(rnd(of_q[..., unit, None] + of_k[..., None, :, unit]).tanh_())
+        s.addcmul_(bent, w[..., unit, None, None])
+    return rnd(s).flatten(1, 2)
+
+
+def _feature(x: Tensor, rnd: Rounding) -> Tensor:
+    """elu(x) + 1 (Katharopoulos et al. 2020, equation 7)."""
+    return rnd(torch.where(x > 0, x + 1, x.clamp(max=0).exp()))
+
+
+def _gaussian(
+    problem: Problem,
+    mechanism: LocalGaussian,
+    q: Tensor,
+    block: Block,
+    rnd: Rounding,
+    product: Product,
+) -> Tensor:
+    """exp(-(j - c)^2 / 2 sigma^2), c = Sk sigmoid(v_p . tanh(q W_p)): [g, G r, n]."""
+    assert problem.uniform is not None
+    bent = rnd(_by_head(q, block, "w_p", rnd, product).tanh_())
+    v_p = block.extra["v_p"].to(q)[block.heads][..., None]  # [g, G, D, 1]
+    place = rnd(product(torch.unflatten(bent, 1, (block.heads.shape[1], -1)), v_p)).flatten(
+        1, 2
+    )  # [g, G r, 1]
+    centre = rnd(rnd(place.sigmoid_()) * problem.uniform[1])
+    off = rnd(rnd(block.keys - centre) / (mechanism.window / 2))
+    return rnd(rnd(off.square_().div_(-2)).exp_())
+
+
+_BELOW = -2.0
+"""In place of scores (halves of them, for entmax) that are at least 1 below the largest, and so get no weight: one
+that is -inf cannot be added up."""
+
+
+def _sparsemax(s: Tensor) -> Tensor:
+    """max(s - tau, 0), tau so that it sums to 1 (Martins and Astudillo 2016, algorithm 1); the largest s is 0."""
+    s = s.clamp(min=_BELOW)
+    ordered = s.sort(-1, descending=True).values
+    count = torch.arange(1, s.shape[-1] + 1, dtype=s.dtype, device=s.device)
+    total = ordered.cumsum(-1)
+    support = (1 + count * ordered > total).sum(-1, keepdim=True)
+    tau = (total.gather(-1, support - 1) - 1) / support
+    return (s - tau).clamp_(min=0)
+
+
+def _entmax(s: Tensor) -> Tensor:
+    """max(s / 2 - tau, 0)^2, tau so that it sums to 1 (Peters et al. 2019, algorithm 2); the largest s is 0."""
+    s = (s / 2).clamp_(min=_BELOW)
+    ordered = s.sort(-1, descending=True).values
+    count = torch.arange(1, s.shape[-1] + 1, dtype=s.dtype, device=s.device)
+    mean = ordered.cumsum(-1) / count
+    spread = ordered.square().cumsum(-1) / count - mean.square()
+    tau = mean - (1 / count - spread).clamp_(min=0).sqrt_()
+    support = (tau <= ordered).sum(-1, keepdim=True)
+    return (s - tau.gather(-1, support - 1)).clamp_(min=0).square_()
