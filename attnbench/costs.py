@@ -101,8 +101,6 @@ def _masks(problem: Problem) -> Iterator[tuple[int, int, int, int]]:
     """(Sq, Sk, b, count): the members of the batch by the mask that they have, `count` of them the one of member b."""
     if problem.mask.by_member:
         yield from ((*shape, b, 1) for b, shape in enumerate(problem.sequences))
-    elif problem.uniform is not None:
-        yield (*problem.uniform, 0, problem.batch)
     else:
         yield from ((*shape, 0, problem.sequences.count(shape)) for shape in set(problem.sequences))
 
@@ -143,8 +141,13 @@ def _plain(problem: Problem) -> bool:
 
 
 def _forward(problem: Problem, explicit: bool = False) -> int:
-    total = sum(count * pairs(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
+    if problem.uniform is not None and not problem.mask.by_member:
+        total = problem.batch * pairs(problem.mask, *problem.uniform)
+    else:
+        total = sum(count * pairs(problem.mask, sq, sk, b) for sq, sk, b, count in _masks(problem))
     d, dv = problem.head_dim, problem.head_dim_v
+    if _plain(problem):
+        return 2 * problem.heads_q * total * (d + dv)
     tokens_q, tokens_kv = sum(q for q, _ in problem.sequences), sum(s for _, s in problem.sequences)
     queries, keys = problem.heads_q * tokens_q, problem.heads_kv * tokens_kv
     products = problem.heads_q * total * pair_flops(problem)

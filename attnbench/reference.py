@@ -213,7 +213,9 @@ def _projected(
 
     def projected(name: str) -> Tensor:
         x, w = getattr(inputs, name), inputs.extra[f"w_{name}"].to(dtype)
-        y = torch.empty(x.shape, dtype=dtype, device=x.device)  # what is not of these members is never touched
+        y = torch.empty(
+            x.shape, dtype=dtype, device=x.device
+        )  # what is not of these members is never touched
         for batch in members:
             member = x[batch].to(dtype).transpose(0, 1)  # [S, H, D]
             y[batch] = rnd(product(member.flatten(1), w)).view(member.shape).transpose(0, 1)
