@@ -15,6 +15,7 @@ from attnbench.cli import list as listing
 from attnbench.cli import main
 from attnbench.implementation import Capabilities
 from attnbench.problem import Direction, DType
+from attnbench.records import Status
 
 PLUGIN = """
 from attnbench import Capabilities, Implementation, hookimpl
@@ -171,7 +172,7 @@ def test_without_why_a_problem_is_put_to_all_with_the_reason_of_the_plan(told: L
         "model=llama-3-8b seqlen=64 direction=backward",
     ],
 )
-def test_answers_are_those_of_the_plan(told: List, text: str) -> None:
+def test_answers_are_those_of_a_plan_for_a_machine_that_has_the_device(told: List, text: str) -> None:
     answers = json.loads(told("--problem", text, "--json"))["answers"]
     found = {
         (a["implementation"], a["device"]): (a["status"], a["reasons"][0]["reason"] if a["reasons"] else "")
@@ -183,11 +184,17 @@ def test_answers_are_those_of_the_plan(told: List, text: str) -> None:
         devices=plan.resolve(["cpu", "cuda"]),
         threads=1,
         only=["*"],
-        missing={"cuda:0": NO_GPU},
+        elsewhere=("cuda",),
     )
-    assert found == {
+    planned = {
         (p.cell.implementation, p.cell.device.partition(":")[0]): (p.status, p.reason) for p in made.cells
     }
+    here = {
+        (name, kind): (Status.UNAVAILABLE, NO_GPU)
+        for (name, kind), (status, _) in planned.items()
+        if kind == "cuda" and status is None
+    }
+    assert found == planned | here
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion(told: List) -> None:

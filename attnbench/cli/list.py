@@ -70,7 +70,7 @@ def _why_not_here(implementation: Implementation, missing: Mapping[str, str]) ->
 def _reasons(
     implementation: Implementation, problem: Problem, kind: str, missing: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """All reasons against a problem on a kind of device; the first is that of the plan."""
+    """All reasons against a problem on a kind of device; the first is that of a plan for a machine that has one."""
     device = Device(kind=kind)
     lacks = implementation.capabilities.why_not(problem, device)
     if lacks:
