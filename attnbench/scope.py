@@ -22,7 +22,7 @@ from attnbench.problem import (
 def computable(problem: Problem) -> str | None:
     """None where the oracle can compute `problem`, so that an answer can be verified; else the reason in words."""
     gradients = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
-    if reason := _mechanism(problem, gradients):
+    if not isinstance(problem.mechanism, Softmax) and (reason := _mechanism(problem, gradients)):
         return reason
     for modifier in problem.modifiers:
         if isinstance(modifier, Rotary):

@@ -81,7 +81,7 @@ def rotation(count: int) -> tuple[Rotation, list[inputs.Inputs]]:
 
 def test_copies_have_the_same_values_in_memory_of_their_own() -> None:
     _, copies = rotation(5)
-    tensors = [t for copy in copies for t in worker._tensors(copy)]
+    tensors = [t for copy in copies for t in copy.tensors]
     assert distinct_bytes(tensors) == 5 * (4 * MIB + 2048)
     assert distinct_bytes([copies[0].q, copies[0].q.view(-1), None]) == 2048
     assert len({inputs.checksum(copy) for copy in copies}) == 1

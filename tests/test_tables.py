@@ -273,7 +273,7 @@ def test_rates_are_work_over_the_median_and_bring_its_interval() -> None:
 
 
 def test_work_that_cannot_be_counted_has_no_rate() -> None:
-    text = problem(512, "heads=8 head_dim=64 mechanism=linear")
+    text = problem(512, "heads=8 head_dim=64 mechanism=linear direction=backward")
     assert set(grid_of(tables.table("tflops", [ok(0.01, text)])).values()) == {"not counted"}
 
 

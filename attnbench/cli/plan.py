@@ -28,14 +28,15 @@ def _planned(block: Block, kinds: Collection[str]) -> bool:
 
 def _block(block: Block, kinds: Collection[str]) -> Iterator[str]:
     """What a block means: how many combinations, and which keys vary in them."""
-    count = block.combinations
+    count, line = block.combinations, block.place.rpartition(":")[2]
+    at = f"line {line}" if line.isdigit() else block.place
     told = f"{count:,} combination" + "s" * (count > 1)
     told += f", {block.excluded:,} excluded" * (block.excluded > 0)
     told += f", for {' and '.join(block.kinds)} only" * bool(block.kinds)
     if not _planned(block, kinds):
-        yield f"  {block.place}: {told}, which is not in this plan"
+        yield f"  {at}: {told}, which is not in this plan"
         return
-    yield f"  {block.place}: {told}"
+    yield f"  {at}: {told}"
     varying = [axis for axis in block.axes if len(axis.rows) > 1]
     width = max((len(_names(axis)) for axis in varying), default=0)
     for axis in varying:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from attnbench.errors import ProblemError
@@ -176,6 +176,7 @@ class Problem:
         return problem_from(parse_words(text))
 
 
+@lru_cache(maxsize=256)
 def _member(kind: type[StrEnum], value: str, what: str) -> Any:
     try:
         return kind(value)
@@ -196,7 +197,7 @@ def problem_from(values: Mapping[str, Any]) -> Problem:
     for key, value in values.items():
         if key not in PROBLEM_KEYS:
             raise ProblemError(f"unknown key `{key}`", hint=suggestion(key, PROBLEM_KEYS))
-        left[key] = convert(key, value)
+        left[key] = convert(key, value) if isinstance(value, str) else value
 
     def take(key: str, default: Any = _REQUIRED) -> Any:
         value = left.pop(key, default)
@@ -221,7 +222,7 @@ def problem_from(values: Mapping[str, Any]) -> Problem:
             raise ProblemError(f"`requests` and `{clash}` both say how long the sequences are: give one")
         sequences = parse_requests(take("requests"))
     else:
-        batch = take("batch", 1)
+        batch = left.pop("batch", 1)
         if not 1 <= batch <= LARGEST_BATCH:
             raise ProblemError(f"batch must be from 1 to {LARGEST_BATCH:,}, got {batch:,}")
         lengths = pair("seqlen", "seqlen_q", "seqlen_kv", False)
@@ -231,21 +232,21 @@ def problem_from(values: Mapping[str, Any]) -> Problem:
         sequences = (lengths,) * batch
     heads_q, heads_kv = pair("heads", "heads_q", "heads_kv", True)
     head_dim = take("head_dim")
-    dtype = _member(DType, take("dtype", "float32"), "dtype")
+    dtype = _member(DType, left.pop("dtype", "float32"), "dtype")
     return Problem(
         sequences=sequences,
         heads_q=heads_q,
         heads_kv=heads_kv,
         head_dim=head_dim,
-        head_dim_v=take("head_dim_v", head_dim),
+        head_dim_v=left.pop("head_dim_v", head_dim),
         dtype=dtype,
-        kv_dtype=_member(DType, take("kv_dtype", dtype), "dtype"),
-        mask=parse_mask(take("mask", "full")),
-        modifiers=parse_modifiers(take("modifiers", "none")),
-        scale=take("scale", None),
-        mechanism=parse_mechanism(take("mechanism", "softmax")),
-        layout=parse_layout(take("layout", "dense")),
-        direction=_member(Direction, take("direction", "forward"), "direction"),
-        dropout=take("dropout", 0.0),
-        shared_kv=take("shared_kv", False),
+        kv_dtype=_member(DType, left.pop("kv_dtype", dtype), "dtype"),
+        mask=parse_mask(left.pop("mask", "full")),
+        modifiers=parse_modifiers(left.pop("modifiers", "none")),
+        scale=left.pop("scale", None),
+        mechanism=parse_mechanism(left.pop("mechanism", "softmax")),
+        layout=parse_layout(left.pop("layout", "dense")),
+        direction=_member(Direction, left.pop("direction", "forward"), "direction"),
+        dropout=left.pop("dropout", 0.0),
+        shared_kv=left.pop("shared_kv", False),
     )
