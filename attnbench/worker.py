@@ -182,6 +182,7 @@ class Job:
         before = inputs.checksum(self.inputs)
         self._poison()
         setup_s = self._prepare()
+        self._poison()  # `prepare` may have used up what was
         raw = self._call()
         first_call_s = self.call_s
         outputs = {"normal": self._output("normal", raw)}

@@ -35,7 +35,7 @@ EXPECTED = {
     "fault-wrong-dtype": ("wrong", "float64"),
     "fault-not-a-tensor": ("wrong", "NoneType"),
     "fault-some-nan": ("wrong", "finite"),
-    "fault-stale": ("wrong", "out"),
+    "fault-stale": ("wrong", "not finite"),
     "fault-top-left": ("wrong", "out"),
     "fault-remembers": ("wrong", "peaked"),
     "fault-right-only-at-first": ("wrong", "after it was timed"),

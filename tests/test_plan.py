@@ -374,7 +374,7 @@ def test_a_hundred_thousand_cells_are_planned_in_three_seconds(
     values = {"seqlen": list(range(1, lengths + 1)), "heads": list(range(1, 101)), "head_dim": 64}
     text = f"question: q\nimplementations: {SIX}\nproblems: {json.dumps(values)}\n"
     (tmp_path / "many.yaml").write_text(text)
-    for _ in range(12):  # the least of some: what shares the core can only add to CPU time
+    for _ in range(5):  # the least of a few: what shares the core can only add to CPU time
         code, seconds, peak, out, err = measured("plan", str(tmp_path / "many.yaml"), *only)
         assert (code, err) == (0, "")
         assert f"cells            {cells}, of which " in out
