@@ -25,7 +25,7 @@ from attnbench.plan import NO_CACHE, Plan, Planned
 from attnbench.plugins import Registry
 from attnbench.problem import Problem
 from attnbench.records import Accuracy, Cell, Memory, Result, Status, worst
-from attnbench.results import Journal
+from attnbench.results import Journal, read_journal
 from attnbench.suites import Suite
 from attnbench.units import bytes_text, seconds_text
 
@@ -198,12 +198,13 @@ class Runner:
                 for row in self._rows():
                     if row.status is Status.NOT_RUN:
                         continue
+                    journal.append(row)
                     self.done[row.cell.key] = row
                     self._left -= row.cell.key in jobs
-                    journal.append(row)
                     self._say("", row)
         except KeyboardInterrupt:
             self.stopped = "interrupted"
+            self.done |= {row.cell.key: row for row in read_journal(self.folder)}  # one may not be in it yet
         reason = self.stopped or "the run ended before this cell"
         return tuple(
             self.done.get(p.cell.key) or Result(cell=p.cell, status=Status.NOT_RUN, reason=reason)

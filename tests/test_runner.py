@@ -23,6 +23,7 @@ from attnbench.implementation import Device
 from attnbench.measure import Course
 from attnbench.peaks import Peaks
 from attnbench.records import Accuracy, Memory, Result, Status, worst
+from attnbench.results import Journal, read_journal
 from attnbench.runner import Candidate, Progress, Runner, _EndError, _Judge
 from attnbench.suites import Suite
 from attnbench.units import seconds_text
@@ -271,6 +272,25 @@ def test_an_interruption_leaves_the_rest_not_run_and_no_worker(make: Make, serve
     assert set(server.children) == before
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_what_an_interruption_leaves_is_what_the_journal_has(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    append = Journal.append
+
+    def interrupted(journal: Journal, row: Result) -> None:
+        if "seqlen=16" in str(row.cell.problem):
+            if written:
+                append(journal, row)
+            raise KeyboardInterrupt
+        append(journal, row)
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    rows = make("good-a", lengths="[8, 16, 24]").run()
+    assert [row.status is Status.OK for row in rows] == [True, written, False]
+    assert {row.cell.key for row in rows if row.timing} == {row.cell.key for row in read_journal(tmp_path)}
+
+
 def test_rows_of_an_earlier_part_are_kept_and_not_measured_again(make: Make, tmp_path: Path) -> None:
     first = make("good-a", lengths="[8]").run()
     whole = make("good-a", lengths="[8, 16]", done={row.cell.key: row for row in first}).run()
@@ -306,7 +326,7 @@ def test_a_judge_does_not_outlast_the_time_budget_and_its_grace(
 
 
 def test_rows_that_are_being_timed_end_with_what_they_have(make: Make) -> None:
-    rows = make("noisy", budget="60s", launches=3, time_budget_s=1.0).run()
+    rows = make("noisy", budget="60s", launches=3, time_budget_s=3.0).run()
     assert rows[0].timing is not None
     assert (rows[0].timing.stop_reason, rows[0].timing.launches) == ("time budget", 1)
 
