@@ -6,13 +6,14 @@ import json
 import math
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from attnbench import calibration, runner, selftest
+from attnbench import calibration, estimates, runner, selftest
 from attnbench.cli import main
 from attnbench.records import Block, Cell, Memory, Result, Status, Timing
 from attnbench.selftest import (
@@ -147,8 +148,9 @@ sys.exit(main())
 
 
 def test_the_resume_drill_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = itertools.cycle([0.8, 0.4, 0.2])  # a first run may take twice as long as those that follow
     monkeypatch.setattr(resume, "QUICK_KILLS", 1)
-    monkeypatch.setattr("random.uniform", lambda low, high: 0.8 * high)
+    monkeypatch.setattr("random.uniform", lambda low, high: next(shares) * high)
     assert [check.passed for check in resume.checks(Paper(row), quick=True)] == [True, True]
 
 
@@ -363,6 +365,24 @@ def test_on_a_machine_that_is_not_quiet_contention_is_no_pass(
     assert why in several.text
 
 
+@pytest.mark.usefixtures("nobody_busy")
+@pytest.mark.parametrize(
+    ("times", "good"), [((1, 1, 1, 1), True), ((1, 1, 26, 1), False), ((1, 2, 2, 2), False)]
+)
+def test_contention_is_judged_by_the_first_try_that_is_steady_alone(
+    times: Sequence[float], good: bool
+) -> None:
+    unsteady = (1, 1.2, 1.2, 1.2)
+    stages = itertools.chain.from_iterable([time] * 2 for time in (*unsteady, *times, *times))
+
+    def rows(name: str, settings: Sequence[str], rng: random.Random) -> Result:
+        return row(name, WAITS_S[name] if name in WAITS_S else 1e-3 * next(stages), rng=rng, grade="A")
+
+    wait, *attention = contention.checks(Paper(rows), quick=False)
+    assert wait.passed
+    assert passed(iter(attention)) == [good] * 2
+
+
 @pytest.mark.parametrize(("factor", "good"), [(1.01, True), (0.99, True), (1.05, False), (0.95, False)])
 def test_other_timers_may_differ_by_two_percent(
     monkeypatch: pytest.MonkeyPatch, factor: float, good: bool
@@ -372,6 +392,27 @@ def test_other_timers_may_differ_by_two_percent(
     found = list(agreement.checks(timed(lambda _: 1.0), quick=False))  # type: ignore[arg-type]
     assert [check.passed for check in found] == [good] * 4
     assert found[0].figure == pytest.approx(factor - 1)
+
+
+def test_agreement_takes_rounds_until_it_is_known_well_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+
+    def turns(*_: object) -> Mapping[str, list[float]]:
+        return {
+            name: [rng.gauss(1.0, 0.02) for _ in range(10)] for name in (agreement.OURS, *agreement.RIVALS)
+        }
+
+    rounds: list[int] = []
+    ratio = estimates.ratio
+    monkeypatch.setattr(agreement, "turns", turns)
+    monkeypatch.setattr(
+        estimates, "ratio", lambda ours, theirs: rounds.append(len(ours[0])) or ratio(ours, theirs)
+    )
+    *_, last = agreement.checks(timed(lambda _: 1.0), quick=False)  # type: ignore[arg-type]
+    assert 10 < rounds[-1] <= agreement.MOST_ROUNDS
+    found = re.search(r"\((.*)% to (.*)%\)", last.text)
+    assert found
+    assert float(found[2]) - float(found[1]) <= 2.1
 
 
 @pytest.mark.parametrize(("cold", "good"), [(3.0, True), (0.8, False)])
