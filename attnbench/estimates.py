@@ -21,7 +21,7 @@ LEAST_LAUNCHES = 3
 """With fewer launches than this, their spread says nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
     """A location and its 95 % interval, which holds it: in seconds, or without unit for a ratio."""
 

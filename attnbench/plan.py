@@ -63,12 +63,12 @@ class Plan:
     def seconds(self) -> float:
         """A rough guess of the duration, from budgets and counted work."""
         total = 0.0
-        for job in self.jobs:
-            kind = job.cell.device.partition(":")[0]
-            call = (flops(job.problem) or 0.0) / ASSUMED_FLOPS_PER_S[kind]
-            total += PROCESS_S[kind] * (1 + self.launches) + max(self.budget_s, 3 * self.launches * call)
-            total += (3 + 2 * self.launches) * call  # the canary's calls, and those beside the blocks
-            total += COLD_S * self.launches * (job.cell.cache == "cold")
+        for problem, device, jobs in self.groups():
+            call = (flops(problem) or 0.0) / ASSUMED_FLOPS_PER_S[device.kind]
+            each = PROCESS_S[device.kind] * (1 + self.launches) + max(self.budget_s, 3 * self.launches * call)
+            each += (3 + 2 * self.launches) * call  # the canary's calls, and those beside the blocks
+            total += each * len(jobs)
+            total += COLD_S * self.launches * sum(job.cell.cache == "cold" for job in jobs)
         return total
 
 
@@ -129,16 +129,19 @@ def make(
         for name, one in found.items()
         if (reason := requirements(one)[1] or (device.kind not in elsewhere and one.unavailable(device)))
     }
+    places = []
+    for device in devices:
+        clock = "events" if device.kind == "cuda" and measure.clock == "wall" else measure.clock
+        settings = [(cache, _not_measured(cache, clock, device)) for cache in _caches(suite)]
+        places.append((device, str(device), clock, [*product(settings, found.items())]))
     cells = []
     for problem in suite.problems:
         unverified = computable(problem)
         kinds = suite.kinds.get(problem.text)
-        for device in devices:
+        for device, text, clock, several in places:
             if kinds and device.kind not in kinds:
                 continue
-            text = str(device)
-            clock = "events" if device.kind == "cuda" and measure.clock == "wall" else measure.clock
-            for cache, name in product(_caches(suite), chosen):
+            for (cache, unmeasured), (name, one) in several:
                 cell = Cell(
                     problem=problem.text,
                     implementation=name,
@@ -147,11 +150,10 @@ def make(
                     cache=cache,
                     clock=clock,
                 )
-                beyond = unverified or _not_measured(cache, clock, device)
                 status, reason = None, ""
                 if why := (missing or {}).get(text):  # which says all about this machine
                     status, reason = Status.UNAVAILABLE, why
-                elif why := found[name].why_not(problem, device) or beyond:
+                elif why := one.why_not(problem, device) or unverified or unmeasured:
                     status, reason = Status.UNSUPPORTED, why
                 elif why := unavailable.get((name, text)):
                     status, reason = Status.UNAVAILABLE, why

@@ -121,6 +121,11 @@ MALFORMED = {
         f"ci95_low_s,ci95_high_s,{HEADER}\n0.002,0.003,{LINE}\n".encode(),
         ":2: column `median_s`: 0.001 does not lie between ",
     ),
+    "an unknown grade": (f"grade,{HEADER}\nD,{LINE}\n".encode(), ":2: column `grade`: unknown grade 'D'"),
+    "two protocols": (
+        f"protocol_version,{HEADER}\n1,{LINE}\n2,{LINE.replace('mine', 'yours')}\n".encode(),
+        ": column `protocol_version` has both 1 and 2",
+    ),
     "an open quote": (f'{TWO}"{LINE}\n'.encode(), ":3: "),
 }  # fmt: skip
 
@@ -618,6 +623,7 @@ def test_markdown_holds_nothing_that_it_does_not_mean(sides: tuple[str, str]) ->
         if line.startswith("| "):
             assert len(re.findall(r"(?<!\\)\|", line)) in (9, 10)
     assert "\x1b" not in out
+    assert "`slower` and `faster` hold for all cells together." in out
 
 
 def test_markdown_fits_into_a_comment() -> None:

@@ -511,7 +511,8 @@ def test_a_csv_alone_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("status", "fine"), ("median_s", ""), ("threads", ""), ("reason", "")]
+    ("column", "value"),
+    [("status", "fine"), ("median_s", ""), ("threads", ""), ("reason", ""), ("grade", "D")],
 )
 def test_a_row_that_cannot_be_a_result_is_named(tmp_path: Path, column: str, value: str) -> None:
     path = written(tmp_path, bad(implementation="b"), ok())
@@ -521,6 +522,23 @@ def test_a_row_that_cannot_be_a_result_is_named(tmp_path: Path, column: str, val
         csv.writer(file).writerows(rows)
     with pytest.raises(ResultsError, match=r"row [12] is no result"):
         results.load(path)
+
+
+def test_rows_of_two_protocols_are_no_run(tmp_path: Path) -> None:
+    path = written(tmp_path, ok(), ok(implementation="b"))
+    header, first, second = csv.reader(path.read_text().splitlines())
+    second[header.index("protocol_version")] = "1"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, first, second])
+    with pytest.raises(ResultsError, match="column `protocol_version` has both 2 and 1"):
+        results.load(path)
+
+
+def test_who_gives_a_csv_of_her_own_is_told_what_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "hand.csv").write_text("problem,implementation,median_s\nseqlen=1,mine,1\n")
+    with pytest.raises(ResultsError) as caught:
+        results.load(tmp_path / "hand.csv")
+    assert "`attnbench compare` takes one written by hand" in str(caught.value.hint)
 
 
 def test_a_csv_with_only_a_header_has_no_rows(tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
 """`attnbench compare`: what has become of each cell from one run to another?"""
 
 import argparse
-import contextlib
 import csv
-import gc
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from attnbench import compare, results, tables, units
-from attnbench.cli import display
+from attnbench.cli import collector, display
 from attnbench.compare import INTERLEAVED_MARGIN, KINDS, MARGIN
 from attnbench.errors import ResultsError, UserError
 from attnbench.problem import suggestion
@@ -23,47 +21,39 @@ DEFAULT = tuple(kind for kind in KINDS if kind != "accuracy")
 
 def main(arguments: argparse.Namespace) -> int:
     """Print what has changed; 1 where it is a regression. Raises `UserError`."""
+    with collector.paused():
+        return _main(arguments)
+
+
+def _main(arguments: argparse.Namespace) -> int:
     asked = _kinds(arguments.fail_on)
     margin = None if arguments.margin is None else _margin(arguments.margin)
-    with _without_collector():
-        try:
-            found = _compared(arguments.base, arguments.new, margin)
-        except OverflowError:
-            raise ResultsError(
-                "a time is so far from that of the other side that their ratio is no number",
-                hint="look at the smallest and the largest `median_s` of both",
-            ) from None
-        kinds = asked if asked is not None else DEFAULT if found.comparable else ()
-        if arguments.format == "csv":
-            _write_csv(found, arguments.all)
-        elif arguments.format == "json":
-            document = tables.document(found, kinds, everything=arguments.all)
-            print(json.dumps(document, indent=2))
-        elif arguments.format == "markdown":
-            print(tables.comparison_markdown(found, kinds, everything=arguments.all))
-        else:
-            width, color = display.size()
-            shown = tables.comparison_text(found, kinds, everything=arguments.all, width=width, color=color)
-            print(shown)
-        return int(bool(found.regressions(kinds)))
+    try:
+        found = _compared(arguments.base, arguments.new, margin)
+    except OverflowError:
+        raise ResultsError(
+            "a time is so far from that of the other side that their ratio is no number",
+            hint="look at the smallest and the largest `median_s` of both",
+        ) from None
+    kinds = asked if asked is not None else DEFAULT if found.comparable else ()
+    if arguments.format == "csv":
+        _write_csv(found, arguments.all)
+    elif arguments.format == "json":
+        document = tables.document(found, kinds, everything=arguments.all)
+        print(json.dumps(document, indent=2))
+    elif arguments.format == "markdown":
+        print(tables.comparison_markdown(found, kinds, everything=arguments.all))
+    else:
+        width, color = display.size()
+        shown = tables.comparison_text(found, kinds, everything=arguments.all, width=width, color=color)
+        print(shown)
+    return int(bool(found.regressions(kinds)))
 
 
 def _compared(base: str, new: str | None, margin: float | None) -> compare.Comparison:
     if new is None:
         return in_turns(*results.load(Path(base)), margin)
     return compare.compare(compare.side(base), compare.side(new), MARGIN if margin is None else margin)
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """100,000 cells are a million objects that all stay; looking for cycles in them takes a third of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def in_turns(run: Run, rows: Sequence[Result], margin: float | None = None) -> compare.Comparison:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 
 from attnbench import environment, plan
-from attnbench.cli import choose
+from attnbench.cli import choose, collector
 from attnbench.environment import available_cores
 from attnbench.suites import Axis, Block
 from attnbench.units import seconds_text
@@ -56,6 +56,11 @@ def _values(axis: Axis) -> str:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print counts, the estimated duration, and the reasons of cells that are no jobs."""
+    with collector.paused():
+        return _main(arguments)
+
+
+def _main(arguments: argparse.Namespace) -> int:
     registry = choose.registry(arguments)
     suite = choose.suite(arguments, registry)
     no_cuda = environment.no_cuda()

@@ -5,6 +5,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from attnbench import calibration, estimates
 from attnbench.calibration import Calibration
@@ -32,6 +33,8 @@ _KIND_OF = {
     Verdict.NEWLY_WRONG: "wrong",
     Verdict.NEWLY_FAILING: "failing",
 }
+NOISY = GRADES[-1]
+_CELLS = Way.CELLS  # a member of an enumeration takes long to look up
 _NORMAL = 1.4826
 """Standard deviation of normal values over their median absolute deviation."""
 
@@ -87,7 +90,9 @@ class Comparison:
 
     def regressions(self, kinds: Collection[str]) -> int:
         """How many cells and implementations have regressed in one of `kinds`."""
-        cells = sum(any(kind in kinds for kind in pair.regressions) for pair in self.pairs)
+        cells = sum(
+            any(kind in kinds for kind in pair.regressions) for pair in self.pairs if pair.regressions
+        )
         return cells + ("slower" in kinds) * sum(group.regressed for group in self.groups)
 
 
@@ -105,20 +110,21 @@ def compare(
                 f"times of protocols {' and '.join(sorted({*difference.base, *difference.new}))} cannot be compared",
                 hint="measure both with one version of attnbench",
             )
-    if not base.cells.keys() & new.cells.keys():
+    if base.cells.keys().isdisjoint(new.cells):
         raise ResultsError(
             f"{base.name} and {new.name} have no cell in common",
             hint="a cell is problem, implementation, device, threads, cache and clock together",
         )
-    pairs = [
-        _pair(key, base.cells.get(key, ()), new.cells.get(key, ())) for key in {**base.cells, **new.cells}
-    ]
-    timed = [pair for pair in pairs if pair.base.status is pair.new.status is Status.OK]
+    pairs = [_pair(key, outcomes, new.cells.get(key, ())) for key, outcomes in base.cells.items()]
+    pairs += [_pair(key, (), outcomes) for key, outcomes in new.cells.items() if key not in base.cells]
+    ok = Status.OK
+    timed = [pair for pair in pairs if pair.base.status is pair.new.status is ok]
     _judge(timed, base, new, margin, turns or {})
+    order = {verdict: place for place, verdict in enumerate(Verdict)}
     for pair in pairs:
         pair.regressions = _regressions(pair)
-    order = {verdict: place for place, verdict in enumerate(Verdict)}
-    pairs.sort(key=lambda pair: (not pair.regressions, not pair.changed, order[pair.verdict], -pair.shift))
+    pairs.sort(key=attrgetter("shift"), reverse=True)
+    pairs.sort(key=lambda pair: (not pair.regressions, not pair.changed, order[pair.verdict]))
     groups = _groups(timed, base, new, margin)
     return Comparison(
         base=base,
@@ -142,6 +148,8 @@ def _pair(key: CellKey, base: Sequence[Outcome], new: Sequence[Outcome]) -> Pair
 
 
 def _regressions(pair: Pair) -> tuple[str, ...]:
+    if not pair.changed:
+        return ()
     found = [_KIND_OF[pair.verdict]] if pair.verdict in _KIND_OF else []
     found += ["missing"] * (pair.verdict is Verdict.ONLY_IN_BASE and pair.base.status is Status.OK)
     found += ["memory"] * (pair.memory == "bigger")
@@ -179,8 +187,15 @@ def _logs(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def _shift(before: Sequence[Outcome], now: Sequence[Outcome]) -> float:
-    ours, theirs = _logs(now), _logs(before)
-    return math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
+    return _log(now) - _log(before)
+
+
+def _log(outcomes: Sequence[Outcome]) -> float:
+    """The mean of the logs of a side's medians."""
+    if len(outcomes) == 1:
+        return math.log(outcomes[0].median_s or math.nan)
+    logs = _logs(outcomes)
+    return math.fsum(logs) / len(logs)
 
 
 def _spread(shifts: Sequence[float]) -> float | None:
@@ -200,15 +215,15 @@ def _effect(
 ) -> Effect:
     if len(before) >= LEAST_RUNS and len(now) >= LEAST_RUNS:
         return Effect(estimates.welch(_logs(now), _logs(before)), Way.RUNS)
-    noisy = GRADES[-1] in [outcome.grade for outcome in (*before, *now)]
-    within = [half for side in (before, now) if (half := _within(side)) is not None]
+    noisy = any(outcome.grade == NOISY for side in (before, now) for outcome in side)
+    within = [half for half in (_within(before), _within(now)) if half is not None]
     if known is not None:
         error = known.spread * math.sqrt(1 / len(before) + 1 / len(now))
         halves = [*within, estimates.half_of(error, known.degrees)]
         return Effect(estimates.widened(shift, halves, known.degrees), Way.CALIBRATION, noisy)
     if spread is not None:
         halves = [*within, estimates.half_of(spread, degrees)]
-        return Effect(estimates.widened(shift, halves, degrees), Way.CELLS, noisy)
+        return Effect(estimates.widened(shift, halves, degrees), _CELLS, noisy)
     if len(within) == 2:
         return Effect(estimates.widened(shift, within, math.inf), Way.WITHIN, noisy)
     return Effect(Interval(location=math.exp(shift), low=None, high=None), Way.WITHIN, noisy)

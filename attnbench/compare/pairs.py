@@ -21,6 +21,7 @@ _WORST_FIRST = (
     *(Status.OK, Status.UNSUPPORTED, Status.UNAVAILABLE, Status.NOT_RUN),
 )
 """A run that was cut short says nothing where another one did not."""
+_QUIET = (Verdict.SAME, Verdict.UNCLEAR, Verdict.NOT_TIMED)
 
 
 ABSENT = Outcome(status=None)
@@ -50,8 +51,7 @@ class Pair:
 
     @property
     def changed(self) -> bool:
-        quiet = (Verdict.SAME, Verdict.UNCLEAR, Verdict.NOT_TIMED)
-        return self.verdict not in quiet or bool(self.memory or self.accuracy)
+        return self.verdict not in _QUIET or bool(self.memory or self.accuracy)
 
 
 def together(outcomes: Sequence[Outcome]) -> Outcome:

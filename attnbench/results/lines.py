@@ -4,8 +4,8 @@ import codecs
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from attnbench.errors import ResultsError
 from attnbench.results.files import CSV, doing
@@ -29,16 +29,20 @@ def lines(path: Path) -> tuple[list[str], Lines]:
     if b"\0" in data:
         raise ResultsError(f"{path} is not a text file", hint="save it as CSV in UTF-8")
     try:
-        data.decode()
+        if not data.isascii():
+            data.decode()
     except UnicodeDecodeError as error:
         raise ResultsError(
             f"{_place(path, data, error.start)} byte 0x{data[error.start]:02x} is not UTF-8, so this is not a text file "
             "for attnbench",
             hint="save it as CSV in UTF-8",
         ) from None
-    if not data.removeprefix(codecs.BOM_UTF8).strip():
+    said = data.removeprefix(codecs.BOM_UTF8)
+    if not said or said.isspace():
         raise ResultsError(f"{path}:1: the file is empty", hint="begin it with the names of its columns")
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""))
+    newline = "" if b"\r" in data else "\n"  # which is found sooner
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=newline)
+    reader = csv.reader(text)
     try:
         header = next(line for line in reader if line)
     except csv.Error as error:
@@ -48,21 +52,30 @@ def lines(path: Path) -> tuple[list[str], Lines]:
             raise ResultsError(
                 f"{path}:1: column `{name}` is there {header.count(name)} times", hint="keep one of them"
             )
-    return header, _others(path, reader, len(header))
+    return header, _others(path, text, reader.line_num, len(header))
 
 
-def _others(path: Path, reader: Any, columns: int) -> Lines:
-    try:
-        for values in reader:
-            if len(values) == columns:
-                yield reader.line_num, values
-            elif values:
-                raise ResultsError(
-                    f"{path}:{reader.line_num}: {len(values)} values for {columns} columns",
-                    hint="write texts with commas in double quotes",
-                )
-    except csv.Error as error:
-        raise _broken(path, reader.line_num, error) from None
+def _others(path: Path, text: Iterator[str], number: int, columns: int) -> Lines:
+    """A line without quotes is split: that takes a third of the csv module's time."""
+    for line in text:
+        number += 1
+        if '"' in line:
+            reader = csv.reader(chain((line,), text))  # reads on where a text goes on
+            try:
+                values = next(reader)
+            except csv.Error as error:
+                raise _broken(path, number + reader.line_num - 1, error) from None
+            number += reader.line_num - 1
+        else:
+            values = line.rstrip("\r\n").split(",")
+        if values == [""]:
+            continue
+        if len(values) != columns:
+            raise ResultsError(
+                f"{path}:{number}: {len(values)} values for {columns} columns",
+                hint="write texts with commas in double quotes",
+            )
+        yield number, values
 
 
 def _broken(path: Path, line: int, error: csv.Error) -> ResultsError:

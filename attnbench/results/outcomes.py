@@ -2,13 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple
 
 from attnbench.errors import ResultsError
+from attnbench.noise import GRADES
 from attnbench.problem import suggestion
 from attnbench.records import Cell, Result, Run, Status, Timing
 from attnbench.results.columns import KINDS
@@ -23,9 +25,13 @@ _NUMBERS = ("median_s", "ci95_low_s", "ci95_high_s", "workspace_bytes", "err_row
 _ABOVE_ZERO = ("median_s", "ci95_low_s", "ci95_high_s")
 _TEXTS = ("status", "reason", "memory_method", "grade")
 _OF_RUN = ("run_id", "suite", "plugin", "versions", "device_name", "preset", "protocol_version", "seed")
-_OF_PART = ("implementation", "device", *_OF_RUN)
+_PART = ("implementation", "device")
+_OF_PART = (*_PART, *_OF_RUN)
 """What the rows of an implementation on a device say about their run."""
 _READ = (*KEY, *_NUMBERS, *_TEXTS)
+
+TOGETHER = 256
+"""Lines that are converted at a time, while they are still in the processor's cache."""
 
 CellKey = tuple[str, str, str, int, str, str]
 
@@ -97,27 +103,57 @@ def _read(path: Path) -> tuple[Run, dict[CellKey, Outcome]]:
     if missing := [name for name in (*KEY, "median_s") if name not in header]:
         raise _no_columns(path, header, missing)
     places = {name: header.index(name) for name in (*_READ, *_OF_RUN) if name in header}
+    part_of = itemgetter(*(places[name] for name in (*_PART, "protocol_version") if name in places))
+    schema, now = (header.index("schema") if "schema" in header else None), str(SCHEMA)
+    parts: dict[Any, dict[str, str]] = {}
+    cells: dict[CellKey, Outcome] = {}
+    keys: list[CellKey] = []
+    numbers: list[int] = []
     read = [name for name in _READ if name in places]
     pick = itemgetter(*(places[name] for name in read))
-    schema, now = (header.index("schema") if "schema" in header else None), str(SCHEMA)
-    numbers, rows, parts = [], [], {}
-    for number, values in found:
-        if schema is not None and values[schema] != now:
-            old = {name: values[at] for name, at in places.items()}
-            new = upgraded("row", old, schema_number(values[schema]), f"{path}:{number}")
-            values = [*values]
-            for name, at in places.items():
-                values[at] = new[name]
-        rows.append(pick(values))
-        numbers.append(number)
-        part = values[places["implementation"]], values[places["device"]]
-        if part not in parts:
-            parts[part] = {name: values[places[name]] if name in places else "" for name in _OF_PART}
-    if not rows:
+
+    def picked() -> Iterator[tuple[str, ...]]:
+        for number, values in found:
+            if schema is not None and values[schema] != now:
+                values = _upgraded(values, places, schema, f"{path}:{number}")
+            if (part := part_of(values)) not in parts:
+                parts[part] = {name: values[places[name]] if name in places else "" for name in _OF_PART}
+            numbers.append(number)
+            yield pick(values)
+
+    rows = picked()
+    while some := [*itertools.islice(rows, TOGETHER)]:
+        texts = dict.fromkeys(_READ, ("",) * len(some))
+        texts |= zip(read, zip(*some, strict=True), strict=True)
+        columns = _Columns(path, numbers[len(keys) :], texts)
+        ends, here = _outcomes(columns), columns.keys()
+        cells.update(zip(here, ends, strict=True))
+        keys += here
+    if not keys:
         raise no_rows(path)
-    texts: dict[str, Sequence[str]] = dict.fromkeys(_READ, [""] * len(rows))
-    texts |= dict(zip(read, zip(*rows, strict=True), strict=True))
-    return run_of([*parts.values()]), _outcomes(_Columns(path, numbers, texts))
+    if len(cells) < len(keys):
+        raise _twice(path, keys, numbers)
+    return run_of([*parts.values()], path), cells
+
+
+def _upgraded(values: list[str], places: Mapping[str, int], schema: int, place: str) -> list[str]:
+    """The values of a row of our schema."""
+    old = {name: values[at] for name, at in places.items()}
+    new = upgraded("row", old, schema_number(values[schema]), place)
+    found = [*values]
+    for name, at in places.items():
+        found[at] = new[name]
+    return found
+
+
+def _twice(path: Path, keys: Sequence[CellKey], numbers: Sequence[int]) -> ResultsError:
+    """The error for a cell that comes twice."""
+    first: dict[CellKey, int] = {}
+    row = next(at for at, key in enumerate(keys) if first.setdefault(key, at) != at)
+    return ResultsError(
+        f"{path}:{numbers[row]}: columns {', '.join(KEY)} are those of line {numbers[first[keys[row]]]}",
+        hint="a file holds one run; give several runs as a glob in quotes, such as 'runs/*.csv'",
+    )
 
 
 def _no_columns(path: Path, header: Sequence[str], missing: Sequence[str]) -> ResultsError:
@@ -141,7 +177,7 @@ def _no_columns(path: Path, header: Sequence[str], missing: Sequence[str]) -> Re
 
 @dataclass(frozen=True)
 class _Columns:
-    """Texts of a file by the names of their columns, with the numbers of their lines."""
+    """Texts of some lines of a file by the names of their columns, with the numbers of the lines."""
 
     path: Path
     numbers: Sequence[int]
@@ -181,27 +217,28 @@ class _Columns:
             if "" in self.texts[name]:
                 row = self.texts[name].index("")
                 raise self.wrong(row, f"column `{name}` is empty", f"a cell is known by {', '.join(KEY)}")
-        columns = {name: self.values(name) if name == "threads" else self.texts[name] for name in KEY}
-        return list(zip(*columns.values(), strict=True))
+        several = {
+            name: map(intern, self.texts[name]) for name in KEY
+        }  # so that few texts are held many times
+        return list(zip(*{**several, "threads": self.values("threads")}.values(), strict=True))
 
-    def twice(self, keys: Sequence[CellKey]) -> ResultsError:
-        """The error for a cell that comes twice."""
-        first: dict[CellKey, int] = {}
-        row = next(at for at, key in enumerate(keys) if first.setdefault(key, at) != at)
-        return self.wrong(
-            row,
-            f"columns {', '.join(KEY)} are those of line {self.numbers[first[keys[row]]]}",
-            "a file holds one run; give several runs as a glob in quotes, such as 'runs/*.csv'",
-        )
+    def grades(self) -> Sequence[str]:
+        """Raises `ResultsError` for one that there is not."""
+        if unknown := {*self.texts["grade"]} - {"", *GRADES}:
+            row = next(at for at, text in enumerate(self.texts["grade"]) if text in unknown)
+            told = f"column `grade`: unknown grade {self.texts['grade'][row]!r}"
+            raise self.wrong(row, told, f"one of {', '.join(GRADES)}, or empty where it is not known")
+        return self.texts["grade"]
 
     def statuses(self, medians: Sequence[float | None]) -> list[Status]:
         """Where there is none, a row is `ok`. Raises `ResultsError` for an `ok` row without a median."""
-        known = {"": Status.OK, **{status.value: status for status in Status}}
+        ok = Status.OK  # which takes long to look up
+        known = {"": ok, **{status.value: status for status in Status}}
         found = []
         for row, (text, median) in enumerate(zip(self.texts["status"], medians, strict=True)):
             if (status := known.get(text)) is None:
                 raise self.wrong(row, f"column `status`: unknown status {text!r}", suggestion(text, known))
-            if status is Status.OK and median is None:
+            if status is ok and median is None:
                 raise self.wrong(
                     row,
                     "column `median_s` is empty",
@@ -219,15 +256,15 @@ def _is(kind: type[Any], text: str) -> bool:
     return True
 
 
-def _outcomes(columns: _Columns) -> dict[CellKey, Outcome]:
+def _outcomes(columns: _Columns) -> list[Outcome]:
     medians, lows, highs, *others = (columns.values(name) for name in _NUMBERS)
     workspaces, rows, rms = others
-    keys, statuses, texts = columns.keys(), columns.statuses(medians), columns.texts
+    statuses, texts, ok = columns.statuses(medians), columns.texts, Status.OK
     halves: list[float | None] = []
     for row, (status, low, median, high) in enumerate(zip(statuses, lows, medians, highs, strict=True)):
-        if status is not Status.OK:
+        if status is not ok:
             medians[row] = None
-        if status is not Status.OK or low is None or high is None:
+        if status is not ok or low is None or high is None:
             halves.append(None)
         elif low <= median <= high:
             halves.append(math.log(high / low) / 2)
@@ -237,11 +274,8 @@ def _outcomes(columns: _Columns) -> dict[CellKey, Outcome]:
                 f"column `median_s`: {median!r} does not lie between `ci95_low_s` and `ci95_high_s`",
                 "leave both empty where the interval is not known",
             )
-    methods, grades = texts["memory_method"], texts["grade"]
+    methods, grades = map(intern, texts["memory_method"]), map(intern, columns.grades())
     parts = zip(
         statuses, texts["reason"], medians, halves, workspaces, methods, rows, rms, grades, strict=True
     )
-    found = dict(zip(keys, itertools.starmap(Outcome, parts), strict=True))
-    if len(found) < len(keys):
-        raise columns.twice(keys)
-    return found
+    return [*itertools.starmap(Outcome, parts)]

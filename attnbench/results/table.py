@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench.against import SUFFIX
 from attnbench.costs import flops, least_bytes
 from attnbench.errors import ResultsError
+from attnbench.noise import GRADES
 from attnbench.problem import Problem
 from attnbench.records import PROTOCOL_VERSION, Accuracy, Cell, Memory, Result, Run, Status, Timing
 from attnbench.results.columns import COLUMNS, KINDS
@@ -159,15 +160,22 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     path = path / CSV if path.is_dir() else path
     header, found = lines(path)
     if "schema" not in header:
-        raise ResultsError(f"{path}:1: this is not a results file: it has no column `schema`")
+        raise _no_column(path, "schema")
     return [_typed(header, values, f"{path}:{number}", path) for number, values in found]
+
+
+def _no_column(path: Path, name: str) -> ResultsError:
+    return ResultsError(
+        f"{path}:1: this is not a results file: it has no column `{name}`",
+        hint="give the results.csv of a run, with all its columns; `attnbench compare` takes one written by hand",
+    )
 
 
 def _typed(header: Sequence[str], values: Sequence[str], place: str, path: Path) -> dict[str, Any]:
     data: dict[str, Any] = dict(zip(header, values, strict=True))
     data = upgraded("row", data, schema_number(data["schema"]), place)
     if missing := [name for name in KINDS if name not in data]:
-        raise ResultsError(f"{path}:1: this is not a results file: it has no column `{missing[0]}`")
+        raise _no_column(path, missing[0])
     for name, kind in KINDS.items():
         if kind is not str:
             try:
@@ -225,6 +233,8 @@ def _result(data: Mapping[str, Any]) -> Result:
                 raise ValueError(f"{column} is empty")
         return kind(**{field.name: data[column] for field, column in columns.items()})
 
+    if data["grade"] not in ("", *GRADES):
+        raise ValueError(f"column `grade` must be one of {', '.join(GRADES)} or empty, got {data['grade']!r}")
     return Result(
         cell=part(Cell, {}),
         status=Status(data["status"]),
@@ -236,10 +246,15 @@ def _result(data: Mapping[str, Any]) -> Result:
     )
 
 
-def run_of(rows: Sequence[Mapping[str, Any]]) -> Run:
-    """What the rows of a CSV say about their run."""
+def run_of(rows: Sequence[Mapping[str, Any]], path: Path) -> Run:
+    """What the rows of a CSV say about their run. Raises `ResultsError` where they are of several protocols."""
     first = rows[0]
-    protocol = first["protocol_version"]
+    protocol, *others = dict.fromkeys(r["protocol_version"] for r in rows if r["protocol_version"]) or [None]
+    if others:
+        raise ResultsError(
+            f"{path}: column `protocol_version` has both {protocol} and {others[0]}",
+            hint="numbers of different protocols may not be compared: measure all with one version of attnbench",
+        )
 
     def by(key: str, value: str) -> dict[str, str]:
         return {r[key]: r[value] for r in rows if r.get(value)}
@@ -278,4 +293,4 @@ def read_results(path: Path) -> tuple[Run, list[Result]]:
             found.append(_result(data))
         except (ValueError, TypeError) as error:
             raise ResultsError(f"{path}: row {number} is no result: {error}") from None
-    return run_of(rows), found
+    return run_of(rows, path), found

@@ -57,8 +57,8 @@ def _models(node: Node) -> dict[str, Geometry]:
 
 def _problems(
     node: Node, cells: int, own: Mapping[str, Geometry], lenient: bool
-) -> tuple[dict[Problem, tuple[str, ...]], list[Block]]:
-    """The blocks united: each problem, with the kinds of device that it is for where it is not for all.
+) -> tuple[dict[str, Problem], dict[str, tuple[str, ...]], list[Block]]:
+    """The blocks united: problems by their texts, the kinds of device that each is for (none: all), and the blocks.
 
     Raises `SuiteError` where combinations, of so many `cells` each, are too many.
     """
@@ -70,7 +70,8 @@ def _problems(
         raise error_at(node, f"{told}, more than {LARGEST:,}", "give fewer values, or split the suite")
     models = {**MODELS, **own}
     keys = {**AXIS_KEYS, "model": replace(AXIS_KEYS["model"], choices=tuple(models), pattern="")}
-    found: dict[Problem, tuple[str, ...]] = {}
+    found: dict[str, Problem] = {}
+    kinds: dict[str, tuple[str, ...]] = {}
     told_blocks = []
     for draft in drafts:
         block, combinations = blocks.expand(draft, keys, lenient)
@@ -81,12 +82,13 @@ def _problems(
             except ProblemError as error:
                 places = {n: blocks.value_node(draft, n, keys[n], value) for n, value in values.items()}
                 raise _error_in(draft.node, places, error) from None
-            before = found.setdefault(problem, block.kinds)
+            found.setdefault(problem.text, problem)
+            before = kinds.setdefault(problem.text, block.kinds)
             if before and before != block.kinds:
-                found[problem] = tuple(dict.fromkeys((*before, *block.kinds))) if block.kinds else ()
+                kinds[problem.text] = tuple(dict.fromkeys((*before, *block.kinds))) if block.kinds else ()
     if not found:
         raise error_at(node, "`exclude` leaves no problem", "exclude less")
-    return found, told_blocks
+    return found, kinds, told_blocks
 
 
 def _error_in(block: Node, places: Mapping[str, Node], error: ProblemError) -> SuiteError:
@@ -161,9 +163,9 @@ def parse(text: str, path: str, overrides: Sequence[Override] = (), cells: Cells
     suite = Suite(name=Path(path).stem.lstrip("-"), problems=(), text=text, path=path, **records)
     own = _models(members["models"]) if "models" in members else {}
     lenient = any((o if isinstance(o, str) else o[1]).startswith("problems.") for o in overrides)
-    found, told = _problems(members["problems"], cells(suite), own, lenient)
-    kinds = {problem.text: kinds for problem, kinds in found.items() if kinds}
-    return replace(suite, problems=tuple(found), kinds=kinds, blocks=tuple(told))
+    found, kinds, told = _problems(members["problems"], cells(suite), own, lenient)
+    some = {text: of for text, of in kinds.items() if of}
+    return replace(suite, problems=tuple(found.values()), kinds=some, blocks=tuple(told))
 
 
 def suite_of_problem(text: str, overrides: Sequence[Override] = (), cells: Cells = lambda _: 1) -> Suite:

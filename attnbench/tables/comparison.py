@@ -47,9 +47,7 @@ def verdict_line(comparison: Comparison, kinds: Collection[str]) -> str:
     """What is a regression, in a few words."""
     if not kinds:
         return "no gate" if comparison.comparable else "no gate: the runs differ in more than the code"
-    counts: Counter[str] = Counter()
-    for pair in comparison.pairs:
-        counts.update(kind for kind in pair.regressions if kind in kinds)
+    counts = Counter(kind for pair in comparison.pairs for kind in pair.regressions if kind in kinds)
     parts = [f"{count} {kind}" for kind, count in counts.items()]
     if "slower" in kinds:
         names = [clean(group.name) for group in comparison.groups if group.regressed]
@@ -271,7 +269,7 @@ def comparison_markdown(comparison: Comparison, kinds: Collection[str], *, every
         lines += [*_pipes(_CELLS, rows), ""]
     if len(shown) < len(pairs):
         lines += [f"and {len(pairs) - len(shown)} more, which `--format csv` lists", ""]
-    lines += [f"{escaped(told)}." for told in _legend(comparison)]
+    lines += [f"{told}." for told in _legend(comparison)]  # words of our own, with code in backticks
     return "\n".join(lines)
 
 

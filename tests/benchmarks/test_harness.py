@@ -1,7 +1,11 @@
-"""The harness's own costs. `pytest tests/benchmarks --benchmark-enable` reports them; nothing is asserted by time."""
+"""The harness's own costs. `pytest tests/benchmarks --benchmark-enable` reports them.
+
+One has a bound: 100,000 rows a side are compared in five seconds.
+"""
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +87,17 @@ def test_comparison_of_100_000_rows_a_side(benchmark: Benchmark, tmp_path: Path)
         (tmp_path / name).write_text("\n".join([header, *body]))
     words = [sys.executable, "-m", "attnbench", "compare", "base.csv", "new.csv"]
 
+    seconds = []
+
     def once() -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(words, cwd=tmp_path, capture_output=True)
+        start = time.perf_counter()
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+        return done
 
     done = benchmark.pedantic(once, rounds=3)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count(b"likely slower") == 51  # a line each, and their number
+    while min(seconds) >= 5 and len(seconds) < 8:  # what shares the cores can only add to it
+        once()
+    assert min(seconds) < 5
