@@ -147,7 +147,7 @@ def check(
     """
     implementation = registry.implementations[name]
     where = Device(kind=device.partition(":")[0])
-    missing = requirements(implementation)[1]
+    missing = requirements(implementation)[1] or implementation.unavailable(where)
     given = samples(implementation, where) if text is None else suites.suite_of_problem(text).problems
     for one in given:
         if reason := implementation.why_not(one, where) or scope.computable(one):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CAPABILITIES = Capabilities(
     dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
     devices=frozenset(("cpu", "cuda")),
-    directions=frozenset(("forward", "backward", "forward_backward")),
+    directions=frozenset(("forward", "backward", "forward_backward", "inference")),
     masks=ALL_MASKS,
     grouped_heads=True,
     unequal_head_dims=True,
@@ -263,7 +263,7 @@ def _chosen(problem: Problem, inputs: Inputs, arguments: dict[str, Any]) -> str:
     import torch
     from torch.nn.attention import SDPBackend
 
-    grad = problem.direction is not Direction.FORWARD
+    grad = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
     q, k, v = (t.detach().requires_grad_(grad) for t in (inputs.q, inputs.k, inputs.v))
     choice = SDPBackend(torch._fused_sdp_choice(q, k, v, **arguments))
     return str(choice.name.removesuffix("_ATTENTION").lower())
