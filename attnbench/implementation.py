@@ -1,6 +1,6 @@
 """What a plugin brings: `Implementation`, what it says it can do, and what it is handed to do it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -119,49 +119,52 @@ class Capabilities:
     compute_capability: tuple[int, int] | None = None
     """Least CUDA compute capability."""
 
-    def why_not(self, problem: Problem, device: Device) -> str | None:
-        """None where `problem` can be computed on `device`, else the reason in words."""
+    def reasons(self, problem: Problem, device: Device) -> Iterator[str]:
+        """Why `problem` cannot be computed on `device`, each reason in words."""
         if device.kind not in self.devices:
-            return f"no {device.kind}"
+            yield f"no {device.kind}"
         if problem.dtype not in self.dtypes:
-            return f"no {problem.dtype.value}"
+            yield f"no {problem.dtype.value}"
         if problem.kv_dtype != problem.dtype and problem.kv_dtype not in self.kv_dtypes:
-            return f"no {problem.kv_dtype.value} k and v beside {problem.dtype.value} q"
+            yield f"no {problem.kv_dtype.value} k and v beside {problem.dtype.value} q"
         if problem.direction not in self.directions:
-            return f"no {problem.direction.value}"
+            yield f"no {problem.direction.value}"
         if problem.mechanism.name not in self.mechanisms:
-            return f"no {problem.mechanism.name} mechanism"
+            yield f"no {problem.mechanism.name} mechanism"
         if problem.layout.name not in self.layouts:
-            return f"no {problem.layout.name} layout"
+            yield f"no {problem.layout.name} layout"
         for name in problem.mask.names:
             if name not in self.masks:
-                return f"no {name} mask" if name != "product" else "no products of masks"
+                yield f"no {name} mask" if name != "product" else "no products of masks"
         for modifier in problem.modifiers:
             if modifier.name not in self.modifiers:
-                return f"no {modifier.name}"
+                yield f"no {modifier.name}"
         if problem.scale is not None and not self.scale:
-            return "no scale of one's own"
+            yield "no scale of one's own"
         if problem.heads_q != problem.heads_kv and not self.grouped_heads:
-            return "no grouped heads"
+            yield "no grouped heads"
         if problem.head_dim_v != problem.head_dim and not self.unequal_head_dims:
-            return "no head_dim_v other than head_dim"
-        for name, dim in (("head_dim", problem.head_dim), ("head_dim_v", problem.head_dim_v)):
+            yield "no head_dim_v other than head_dim"
+        for dim, name in {problem.head_dim_v: "head_dim_v", problem.head_dim: "head_dim"}.items():
             if not self.head_dims[0] <= dim <= self.head_dims[1]:
-                return f"no {name} {dim}: only {self.head_dims[0]} to {self.head_dims[1]}"
-            if dim % self.head_dim_multiple:
-                return f"no {name} {dim}: only multiples of {self.head_dim_multiple}"
+                yield f"no {name} {dim}: only {self.head_dims[0]} to {self.head_dims[1]}"
+            elif dim % self.head_dim_multiple:
+                yield f"no {name} {dim}: only multiples of {self.head_dim_multiple}"
         if problem.uniform is None and not self.ragged:
-            return "no ragged batches"
+            yield "no ragged batches"
         if not self.cross_lengths and any(q != s for q, s in problem.sequences):
-            return "no key length other than the query length"
+            yield "no key length other than the query length"
         if problem.dropout and not self.dropout:
-            return "no dropout"
+            yield "no dropout"
         if problem.shared_kv and not self.shared_kv:
-            return "no shared k and v"
+            yield "no shared k and v"
         least, has = self.compute_capability, device.compute_capability
         if least and has and has < least:
-            return f"needs compute capability {least[0]}.{least[1]}, {device.name} has {has[0]}.{has[1]}"
-        return None
+            yield f"needs compute capability {least[0]}.{least[1]}, {device.name} has {has[0]}.{has[1]}"
+
+    def why_not(self, problem: Problem, device: Device) -> str | None:
+        """None where `problem` can be computed on `device`, else the first reason."""
+        return next(self.reasons(problem, device), None)
 
 
 def no_objection(problem: Problem, device: Device) -> str | None:

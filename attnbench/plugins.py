@@ -1,5 +1,6 @@
 """Finding plugins, loading them, and collecting what they bring into one `Registry`."""
 
+import contextlib
 import difflib
 import fnmatch
 import hashlib
@@ -7,7 +8,8 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -89,14 +91,23 @@ class Registry:
         return f"did you mean `{close[0]}`?" if close else suggestion(pattern, self.implementations)
 
 
-def discover(extra: Sequence[str] = ()) -> Registry:
+PATIENCE = 5.0
+"""Seconds that a plugin's import takes before somebody is told."""
+
+
+def _nobody(plugin: str) -> None:
+    pass
+
+
+def discover(extra: Sequence[str] = (), slow: Callable[[str], object] = _nobody) -> Registry:
     """Everything registered under the entry-point group, and each of `extra` (`file.py` or `package.module`).
 
-    A plugin that fails to import is kept with its error. Raises `PluginError` for a missing file, a
-    misspelt hook, a record of the wrong type, and two plugins that bring the same name.
+    A plugin that fails to import is kept with its error. `slow` is told the name of one whose import takes more than
+    `PATIENCE`. Raises `PluginError` for a missing file, a misspelt hook, a plugin of `extra` that has none, a record of
+    the wrong type, and two plugins that bring the same name.
     """
     found = [
-        _load(point.name, ENTRY_POINT, point.value, _version(point.dist.name if point.dist else None))
+        _load(point.name, ENTRY_POINT, point.value, _version(point.dist.name if point.dist else None), slow)
         for point in sorted(
             entry_points(group=GROUP), key=lambda p: (not p.value.startswith("attnbench."), p.name)
         )
@@ -106,7 +117,7 @@ def discover(extra: Sequence[str] = ()) -> Registry:
             raise PluginError(
                 f"no plugin file `{target}`", hint="give a path to a .py file, or package.module"
             )
-        found.append(_load(Path(target).stem if target.endswith(".py") else target, target, target, ""))
+        found.append(_load(Path(target).stem if target.endswith(".py") else target, target, target, "", slow))
     implementations: dict[str, Implementation] = {}
     owners: dict[str, Plugin] = {}
     for plugin in found:
@@ -126,12 +137,15 @@ def load(target: str) -> Mapping[str, Implementation]:
     return {found.name: found for found in _collect(_manager(_import(target), target), target)}
 
 
-def _load(name: str, source: str, target: str, dist_version: str) -> Plugin:
+def _load(name: str, source: str, target: str, dist_version: str, slow: Callable[[str], object]) -> Plugin:
     owner = Owner(plugin=name, source=source, version=dist_version)
     try:
-        module = _import(target)
-        manager = _manager(module, name)
-        implementations = _collect(manager, name)
+        with _watched(name, slow):
+            module = _import(target)
+            manager = _manager(module, name)
+            if source != ENTRY_POINT and not manager.get_hookcallers(module):
+                raise PluginError(f"plugin `{name}` has no hook, so it brings nothing", hint=_NO_HOOK)
+            implementations = _collect(manager, name)
     except (KeyboardInterrupt, PluginError):
         raise
     except BaseException as error:  # a plugin may raise SystemExit while it is imported
@@ -143,6 +157,20 @@ def _load(name: str, source: str, target: str, dist_version: str) -> Plugin:
         implementations=implementations,
         environment=lambda: _facts(manager),
     )
+
+
+_NO_HOOK = "define `attnbench_implementations` and decorate it with @attnbench.hookimpl"
+
+
+@contextlib.contextmanager
+def _watched(name: str, slow: Callable[[str], object]) -> Iterator[None]:
+    timer = threading.Timer(PATIENCE, slow, [name])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _import(target: str) -> Any:

@@ -285,6 +285,7 @@ REFUSED = [
         "--set baseline=no-such: the baseline `no-such` is no implementation",
     ),
     ("run quick --time-budget red", "--time-budget: 'red' is not a duration"),
+    ("run quick --time-budget 0", "--time-budget must be above 0, got 0"),
     ("run quick --seed -1", "--seed must be at least 0, got -1"),
     ("run quick --plugin no-such.py", "no plugin file `no-such.py`"),
     ("list --plugin no-such.py", "no plugin file `no-such.py`"),
@@ -499,7 +500,24 @@ def test_a_broken_plugin_of_the_command_line_is_an_error_with_a_command_that_sho
     assert main(["run", "quick", "--plugin", str(path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: --plugin {path}: it cannot be loaded: SystemExit: not today\n")
-    assert f"hint: `python {path}` shows the traceback" in told
+    assert told.endswith("` shows the traceback\n")
+    command = shlex.split(told.split("hint: `")[1].split("` shows")[0])
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "not today\n")
+
+
+def test_the_command_shows_the_traceback_of_a_hook_that_raises_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(
+        "import attnbench\n@attnbench.hookimpl\ndef attnbench_implementations():\n    return [1 / 0]\n"
+    )
+    assert main(["run", "quick", "--plugin", str(path)]) == 2
+    command = shlex.split(capsys.readouterr().err.split("hint: `")[1].split("` shows")[0])
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert f'File "{path}", line 4, in attnbench_implementations' in done.stderr
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_a_broken_plugin_that_is_installed_is_a_warning_and_is_stored(runs: Runs) -> None:

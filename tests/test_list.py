@@ -144,9 +144,12 @@ def test_why_gives_every_reason_on_each_kind_of_device(told: List) -> None:
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "mine-gpu cpu unsupported",
         "capability: no cpu",
+        "capability: no float16",
+        "capability: no rotary",
         "reference: no reference for rotary yet",
         "mine-gpu cuda unsupported",
         "capability: no float16",
+        "capability: no rotary",
         "reference: no reference for rotary yet",
         f"device: {NO_GPU}",
     ]

@@ -1,5 +1,6 @@
 """A device is held by one process at a time; the next one says that it waits."""
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from attnbench.errors import UserError
 HOLD = """
 import sys
 from attnbench import lock
-with lock.held(sys.argv[1:], lambda device: print("waits for", device, flush=True)):
+with lock.held(sys.argv[1].split(","), lambda *told: print("waits for", *told, flush=True)):
     print("holds", flush=True)
     sys.stdin.read()
 """
@@ -26,8 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def holder(*devices: str) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-c", HOLD, *devices]
+def holder(devices: str, *more: str) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-c", HOLD, devices, *more]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -39,13 +40,31 @@ def line(process: "subprocess.Popen[str]") -> str:
 def test_a_second_process_says_that_it_waits_and_gets_the_device_when_the_first_has_ended(
     folder: Path,
 ) -> None:
-    with holder("cpu", "cuda:0") as first:
+    with holder("cpu,cuda:0") as first:
         assert line(first) == "holds"
         with holder("cuda:0") as second:
-            assert line(second) == "waits for cuda-0"
+            waits, for_, device, told = line(second).split(" ", 3)
+            assert (waits, for_, device) == ("waits", "for", "cuda-0")
+            assert re.fullmatch(rf"process {first.pid} \(python[\d.]* -c .*\) \d+\.\d+", told)
             first.kill()
             assert line(second) == "holds"
             second.kill()
+
+
+def test_who_has_not_signed_yet_is_another_process(folder: Path) -> None:
+    with lock.held(["cpu"], pytest.fail), open(folder / "attnbench-cpu.lock", "r+") as file:
+        file.truncate(0)
+        assert lock._holder(file.fileno()) == ("another process", 0.0)
+
+
+def test_of_a_command_line_the_verb_is_told_and_no_line_break(folder: Path) -> None:
+    words = ["/opt/bin/attnbench", "run", "a\nb"]
+    with holder("cuda:0", *words) as first:
+        assert line(first) == "holds"
+        with open(folder / "attnbench-cuda-0.lock") as file:
+            who, _ = lock._holder(file.fileno())
+        first.kill()
+    assert who == f"process {first.pid} (attnbench run a b)"
 
 
 def test_other_devices_are_free(folder: Path) -> None:

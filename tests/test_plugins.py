@@ -1,4 +1,5 @@
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,30 @@ def test_requirements_that_are_missing_are_named() -> None:
     assert plugins.requirements(found)[0].startswith("torch ")
     lacking = dataclasses.replace(found, requires=("torch", "no-such-distribution"))
     assert plugins.requirements(lacking)[1] == "needs no-such-distribution, which is not installed"
+
+
+@pytest.mark.parametrize("body", ["", "def implementations():\n    return []\n"])
+def test_a_file_without_a_hook_is_an_error_with_a_hint(tmp_path: Path, body: str) -> None:
+    with pytest.raises(PluginError, match="plugin `mine` has no hook") as caught:
+        plugins.discover([plugin(tmp_path, body)])
+    assert "attnbench_implementations" in (caught.value.hint or "")
+
+
+def test_an_import_that_takes_long_is_told_while_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(plugins, "PATIENCE", 0.01)
+    monkeypatch.setattr(plugins, "told", told, raising=False)
+    path = plugin(
+        tmp_path, f"from attnbench import plugins\nassert plugins.told.wait(30)\n{textwrap.dedent(GOOD)}"
+    )
+    seen: list[str] = []
+
+    def slow(name: str) -> None:
+        seen.append(name)
+        if name == "mine":
+            told.set()
+
+    assert "my-kernel" in plugins.discover([path], slow).implementations
+    assert seen[-1] == "mine"

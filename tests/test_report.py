@@ -221,6 +221,11 @@ def test_sixty_four_implementations_differ_in_color_or_shape() -> None:
     assert len({looks.place(index) for index in range(64)}) == 64
 
 
+def test_thirty_two_lines_differ_in_color_or_dash() -> None:
+    look = looks.Look(names=[f"n{index}" for index in range(32)], theme="light")
+    assert len(set(zip(look.colors, map(tuple, look.dashes), strict=True))) == 32
+
+
 # ---------------------------------------------------------------- figures
 
 

@@ -294,6 +294,7 @@ EMPTY = "give a value, or leave the key out"
 FEWER = "give fewer values, or split the suite"
 ONE = "write one value"
 ONE_OR_LIST = "write one value, or one list of values such as [1, 2]"
+WITHOUT_TOKENS = "members of a batch without tokens are written in `requests`, such as 3q128_1q0"
 NO_SUITE = ("1: there is no suite in it", "a suite begins with `question:`")
 REFUSALS: dict[str, tuple[str, str | None]] = {
     "bare-star": ("2: there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'),
@@ -305,19 +306,19 @@ REFUSALS: dict[str, tuple[str, str | None]] = {
         "3: `timeout` must be a duration such as 60s, got `1:30`, which YAML reads as a number in base 60",
         DECIMAL,
     ),
-    "binary": ("2: not a text file in UTF-8", None),
+    "binary": ("2: not a text file in UTF-8", "save it as plain text in UTF-8"),
     "boolean-for-integer": (
         "6: `batch` must be a whole number, got `true`, which YAML reads as a boolean",
         DECIMAL,
     ),
     "comment": NO_SUITE,
-    "control-character": ("6: not text: it holds the character 0x1", None),
+    "control-character": ("6: not text: it holds the character 0x1", "save it as plain text in UTF-8"),
     "dropout-out-of-range": ("6: dropout must be at least 0 and below 1, got 1.5", None),
     "deep": (
         "7: nested too deeply",
         "a suite has blocks of keys, and behind a key one value or one list of values",
     ),
-    "duplicate-key": ("6: `head_dim` is given twice", None),
+    "duplicate-key": ("6: `head_dim` is given twice", "keep one of them"),
     "empty": NO_SUITE,
     "empty-section": (
         "4: `measure` must be keys with values, got nothing",
@@ -354,20 +355,28 @@ REFUSALS: dict[str, tuple[str, str | None]] = {
     ),
     "missing-head-dim": ("3: a problem needs `head_dim`", "or a `model:` that brings it"),
     "nan": ("6: `scale` must be finite, got `.nan`", DECIMAL),
-    "negative": ("6: `batch` must be at least 1, got -4", None),
-    "negative-length": ("5: `seqlen` must be at least 1, got -128", None),
+    "negative": ("6: `batch` must be at least 1, got -4", "`batch` is B, members of the batch"),
+    "negative-length": ("5: `seqlen` must be at least 1, got -128", WITHOUT_TOKENS),
     "nested-aliases": (
         "3: a block of `problems` must be keys with values, got a list",
         "leave out the dash or the brackets",
     ),
     "nested-list": ("6: `batch` must be a whole number, got a list", ONE_OR_LIST),
-    "no-budget": ("3: `budget` must be at least 0.001, got 0", None),
+    "no-colon": ("3: a key without a colon", "write keys, as in `key: value`"),
+    "no-budget": (
+        "3: `budget` must be at least 0.001, got 0",
+        "`budget` is measuring of one cell, over all launches",
+    ),
     "no-for-number": ("6: `batch` must be a whole number, got `no`, which YAML reads as a boolean", DECIMAL),
     "no-for-word": ("6: `mask` must be text, got `no`, which YAML reads as a boolean", 'write "no"'),
     "no-problems": ("2: `problems` is an empty list", EMPTY),
     "no-question": ("1: a suite needs `question`", "`question:` holds what the suite answers, in words"),
     "at-sign": ("1: a character that begins no plain text", "put the text in quotes"),
     "indentation": ("4: indented unlike the lines above", "keys of one block begin in the same column"),
+    "odd-block": (
+        "1: expected chomping or indentation indicators, but found 'x'",
+        "look at the indentation, quotes and brackets there and in the line above",
+    ),
     "open-brace": ("4: a `{` is not closed", "close it with `}`, with a comma between two keys"),
     "open-quote": ("4: a quote is not closed", "close it on the same line"),
     "second-colon": ("1: a second `: ` in a line", "a text that holds `: ` needs quotes"),
@@ -396,6 +405,7 @@ REFUSALS: dict[str, tuple[str, str | None]] = {
         "6: `shared_kv` must be true or false, got `yes`, which YAML reads as a boolean",
         "write true or false",
     ),
+    "zero-length": ("5: `seqlen` must be at least 1, got 0", WITHOUT_TOKENS),
 }
 
 

@@ -256,6 +256,8 @@ def test_the_python_module_dispatches(capsys: pytest.CaptureFixture[str]) -> Non
         best(**LLAMA, seqlen=512)
     with pytest.raises(TypeError, match="seqlen_kv must be given"):
         best(**LLAMA, seqlen_q=512)
+    with pytest.raises(ValueError, match="seqlen_q must be above 0, got 0"):
+        nearest(**LLAMA, seqlen_q=0, seqlen_kv=512)
 
 
 def test_the_json_table_dispatches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """From arguments to a suite, its plugins and its plan: what `run` and `plan` have in common."""
 
 import argparse
+import json
+import shlex
 import sys
 from functools import partial
 
@@ -35,22 +37,27 @@ def suite(arguments: argparse.Namespace, found: Registry, text: str | None = Non
 
 def registry(arguments: argparse.Namespace) -> Registry:
     """All plugins; an installed one that cannot be loaded is said on standard error, one of --plugin is an error."""
-    found = plugins.discover(arguments.plugin)
+    found = plugins.discover(arguments.plugin, importing)
     for owner in found.broken:
         if owner.source != ENTRY_POINT:
-            target = (
-                owner.source
-                if owner.source.endswith(".py")
-                else f"-c 'import {owner.source.partition(':')[0]}'"
-            )
             raise PluginError(
                 f"--plugin {owner.source}: it cannot be loaded: {owner.error}",
-                hint=f"`python {target}` shows the traceback",
+                hint=f"`{_traceback(owner.source)}` shows the traceback",
             )
         print(
             f"warning: plugin `{owner.plugin}` ({owner.source}) was left out: {owner.error}", file=sys.stderr
         )
     return found
+
+
+def importing(plugin: str) -> None:
+    """Say that an import takes long: it may hang."""
+    print(f"plugin `{plugin}` is still being imported", file=sys.stderr, flush=True)
+
+
+def _traceback(target: str) -> str:
+    """A command that loads a plugin as attnbench does, its hooks too."""
+    return shlex.join(["python", "-c", f"from attnbench import plugins; plugins.load({json.dumps(target)})"])
 
 
 def check_threads(count: int) -> None:

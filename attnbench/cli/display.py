@@ -126,6 +126,12 @@ def _drawn(stream: TextIO) -> Iterator[Callable[[Progress], None]]:
         yield listen
 
 
-def waiting(device: str) -> None:
-    """Say that another run has to end first."""
-    print(f"waiting for another run of attnbench on {device} to end", file=sys.stderr, flush=True)
+def waiting(device: str, holder: str, seconds: float) -> None:
+    """Say who has to end first."""
+    print(waiting_text(device, holder, seconds), file=sys.stderr, flush=True)
+
+
+def waiting_text(device: str, holder: str, seconds: float) -> str:
+    """In one line."""
+    held = f"has held {device} for {seconds_text(round(seconds))}" if seconds >= 1 else f"holds {device}"
+    return f"waiting for {holder}, which {held}"

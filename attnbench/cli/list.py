@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from attnbench import __version__, environment, plugins, scope, suites, tables
-from attnbench.cli import display
+from attnbench.cli import choose, display
 from attnbench.errors import UserError
 from attnbench.implementation import Device, Implementation
 from attnbench.plugins import Registry, requirements
@@ -28,7 +28,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Print what there is, or with --problem what can compute it, for people or as JSON."""
     if arguments.why and arguments.problem is None:
         raise UserError("--why needs a problem", hint="add --problem 'seqlen=512 heads=8 head_dim=64'")
-    registry = plugins.discover(arguments.plugin)
+    registry = plugins.discover(arguments.plugin, choose.importing)
     names = registry.select(arguments.why or ["*"])
     asked = arguments.problem is not None
     problems = suites.suite_of_problem(arguments.problem).problems if asked else ()
@@ -72,9 +72,8 @@ def _reasons(
 ) -> Iterator[tuple[str, str]]:
     """All reasons against a problem on a kind of device; the first is that of a plan for a machine that has one."""
     device = Device(kind=kind)
-    lacks = implementation.capabilities.why_not(problem, device)
-    if lacks:
-        yield "capability", lacks
+    if lacks := [*implementation.capabilities.reasons(problem, device)]:
+        yield from (("capability", reason) for reason in lacks)
     elif objection := implementation.objection(problem, device):  # asked only of what it claims to compute
         yield "objection", objection
     if unverified := scope.computable(problem):

@@ -142,11 +142,18 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _time_budget(text: str | None) -> float | None:
     """Seconds; None where there is no such bound."""
+    if text is None:
+        return None
     try:
-        return None if text is None else units.parse_seconds(text)
+        seconds = units.parse_seconds(text)
     except UserError as error:
         error.message = f"--time-budget: {error.message}"
         raise
+    if seconds <= 0:
+        raise UserError(
+            f"--time-budget must be above 0, got {text}", hint="give a time such as 10m, or leave it out"
+        )
+    return seconds
 
 
 def _seed(given: int | None, of_suite: int | None) -> int:

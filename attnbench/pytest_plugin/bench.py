@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ class Bench:
     `arguments` are those of `attnbench run`. Raises `UserError` where they are no plan.
     """
 
-    def __init__(self, arguments: argparse.Namespace, waiting: Callable[[str], object]) -> None:
+    def __init__(self, arguments: argparse.Namespace, waiting: lock.Waiting) -> None:
         if sys.platform != "linux":
             raise UserError(f"attnbench measures on Linux only, not on {sys.platform}")
         self._arguments, self._waiting = arguments, waiting

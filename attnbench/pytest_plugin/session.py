@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from attnbench.cli import display
 from attnbench.errors import UserError
 from attnbench.pytest_plugin import OPTIONS
 from attnbench.pytest_plugin.bench import Bench
@@ -56,11 +57,11 @@ class Session:
         there = (self._config.invocation_params.dir / path).resolve()
         return self._name + colons + rest if path == self._name or there == self._path else None
 
-    def _waiting(self, device: str) -> None:
+    def _waiting(self, device: str, holder: str, seconds: float) -> None:
         find = self._config.pluginmanager.get_plugin
         if (terminal := find("terminalreporter")) and (capture := find("capturemanager")):
             with capture.global_and_fixture_disabled():
-                terminal.write_line(f"waiting for another run of attnbench on {device} to end")
+                terminal.write_line(display.waiting_text(device, holder, seconds))
 
     @pytest.hookimpl(tryfirst=True)  # before items are deselected
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:

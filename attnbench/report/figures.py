@@ -130,6 +130,13 @@ def _points(chart: Any, look: Look, hover: alt.Parameter, *tooltip: alt.Tooltip,
     )
 
 
+def _lines(chart: Any, look: Look, hover: alt.Parameter) -> Any:
+    dash = alt.Scale(domain=[*look.names], range=look.dashes)
+    return chart.mark_line(strokeWidth=1.8).encode(
+        strokeDash=alt.StrokeDash("implementation:N", scale=dash, legend=None), opacity=_faded(hover, 0.85)
+    )
+
+
 def _panel(look: Look, height: int = HEIGHT) -> alt.Chart:
     return alt.Chart().properties(width=look.width, height=height)
 
@@ -146,7 +153,7 @@ def _time(look: Look) -> Any:
         title="time of one call",
     )
     base = _panel(look).encode(x=_length(), y=y, color=_colored(look))
-    lines = base.mark_line(strokeWidth=1.8).encode(opacity=_faded(hover, 0.85))
+    lines = _lines(base, look, hover)
     bars = (
         base.transform_filter("isValid(datum.ci95_low_s) && isValid(datum.ci95_high_s)")
         .mark_rule(strokeWidth=1.6)
@@ -240,7 +247,7 @@ def _workspace(look: Look) -> Any:
         title="workspace of one call",
     )
     base = _panel(look).encode(x=_length(), y=y, color=_colored(look))
-    lines = base.mark_line(strokeWidth=1.8).encode(opacity=_faded(hover, 0.85))
+    lines = _lines(base, look, hover)
     inputs = (
         _panel(look)
         .mark_line(strokeWidth=2.5, strokeDash=[2, 4], color=look.ink("soft"), tooltip=None)

@@ -21,6 +21,8 @@ SHAPES = {
     "triangle-left": "◀",
 }
 """Shapes of Vega, and a character that looks like each. From the ninth implementation on a colour meets another shape."""
+DASHES = ([1, 0], [7, 3], [2, 3], [8, 3, 2, 3])
+"""Pixels of line and gap, by turns: a line has no shape, so from the ninth implementation on it has gaps."""
 INKS: Mapping[str, Mapping[str, str]] = {
     "light": {
         "paper": "#ffffff",
@@ -78,6 +80,10 @@ class Look:
     @property
     def shapes(self) -> list[str]:
         return [shape(index) for index in range(len(self.names))]
+
+    @property
+    def dashes(self) -> list[list[int]]:
+        return [DASHES[index // 8 % len(DASHES)] for index in range(len(self.names))]
 
     @property
     def config(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ CHECKS: Mapping[str, Callable[[Bench, bool], Iterator[Check]]] = {
 """Each takes a bench, and whether there is little time."""
 
 
-def checks(names: Sequence[str], quick: bool, waiting: Callable[[str], object]) -> Iterator[Check]:
+def checks(names: Sequence[str], quick: bool, waiting: lock.Waiting) -> Iterator[Check]:
     """The checks of these names as they come in. What cannot be measured fails; the others go on.
 
     `waiting` is told where another run has to end first.

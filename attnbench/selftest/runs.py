@@ -1,7 +1,6 @@
 """Several short runs of the same cells, each with servers of its own: how far apart do their medians lie?"""
 
 from collections import defaultdict
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -13,7 +12,7 @@ RUNS = 5
 IMPLEMENTATIONS = ("torch-sdpa", "torch-naive")
 
 
-def calibrate(waiting: Callable[[str], object]) -> Calibration:
+def calibrate(waiting: lock.Waiting) -> Calibration:
     """The spread between runs with all cores, each cell measured as by the preset `quick`.
 
     `waiting` is told where another run has to end first.

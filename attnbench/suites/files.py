@@ -46,4 +46,6 @@ def read(name_or_path: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SuiteError(f"{name_or_path}:{line}: not a text file in UTF-8") from None
+        raise SuiteError(
+            f"{name_or_path}:{line}: not a text file in UTF-8", hint="save it as plain text in UTF-8"
+        ) from None

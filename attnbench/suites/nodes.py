@@ -45,14 +45,17 @@ def compose(text: str, name: str) -> Node | None:
         return loader.get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise SuiteError(f"{name}:{line}: not text: it holds the character {error.character:#x}") from None
+        told = f"{name}:{line}: not text: it holds the character {error.character:#x}"
+        raise SuiteError(told, hint="save it as plain text in UTF-8") from None
     except yaml.MarkedYAMLError as error:
         told = f"{error.context or ''}: {error.problem or 'this is not YAML'}"
-        what, hint = next((s[1:] for s in _SYNTAX if s[0] in told), (error.problem, None))
+        what, hint = next((s[1:] for s in _SYNTAX if s[0] in told), (error.problem, UNREADABLE))
         raise SuiteError(f"{place(error.problem_mark)}: {what}", hint=hint) from None
 
 
+UNREADABLE = "look at the indentation, quotes and brackets there and in the line above"
 _SYNTAX = (
+    ("find expected ':'", "a key without a colon", "write keys, as in `key: value`"),
     (r"'\t'", "a tab where YAML wants spaces", "indent with spaces"),
     ("scanning an alias", "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'),
     ("undefined alias", "there is no alias of that name", 'a glob that begins with `*` needs quotes: "*"'),
@@ -77,6 +80,7 @@ def error_at(node: Node, message: str, hint: str | None = None, shown: str | Non
     return SuiteError(f"{place(node.start_mark)}: {' '.join(message.split())}", hint=hint, shown=shown)
 
 
+EMPTY_MEMBERS = "members of a batch without tokens are written in `requests`, such as 3q128_1q0"
 DIGITS = 18
 """Of a whole number at the most: it fits in 64 bits."""
 _INTEGER = re.compile(rf"[-+]?(0|[1-9]\d{{0,{DIGITS - 1}}})")
@@ -174,7 +178,8 @@ def scalar(name: str, key: Key, node: Node) -> Any:
         hint = f"one of: {', '.join(key.choices)}" if key.pattern else suggestion(value, key.choices)
         raise error_at(node, f"unknown {name} `{value}`", hint)
     if key.least is not None and value < key.least * key.unit:
-        raise error_at(node, f"`{name}` must be at least {key.least:g}, got {text}")
+        hint = EMPTY_MEMBERS if name.startswith("seqlen") else f"`{name}` is {key.meaning}"
+        raise error_at(node, f"`{name}` must be at least {key.least:g}, got {text}", hint)
     return value
 
 
@@ -210,7 +215,7 @@ def members_of(node: Node, what: str, keys: Mapping[str, Key] | None) -> dict[st
         if keys is not None and name.value not in keys:
             raise error_at(name, f"unknown key `{name.value}` in {what}", suggestion(name.value, keys))
         if name.value in members:
-            raise error_at(name, f"`{name.value}` is given twice")
+            raise error_at(name, f"`{name.value}` is given twice", "keep one of them")
         if isinstance(value, SequenceNode) and not value.value:
             raise error_at(value, f"`{name.value}` is an empty list", "give a value, or leave the key out")
         members[name.value] = value

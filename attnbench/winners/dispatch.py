@@ -111,12 +111,15 @@ def best(**axes):
 
 
 def nearest(**axes):
-    """As `best`, for the nearest lengths that were measured; all else must be in the table."""
+    """As `best`, for the nearest lengths that were measured; all else must be in the table. ValueError for a length of 0."""
     key = _key(axes)
     lengths = [place for place, axis in enumerate(AXES) if axis in {lengths!r}]
+    for place in lengths:
+        if not key[place] or key[place] < 0:
+            raise ValueError(f"{{AXES[place]}} must be above 0, got {{key[place]!r}}")
 
     def far(other):
-        if any(a != b for place, (a, b) in enumerate(zip(key, other)) if place not in lengths):
+        if any(not b if place in lengths else a != b for place, (a, b) in enumerate(zip(key, other))):
             return math.inf
         return sum(abs(math.log(key[place] / other[place])) for place in lengths)
 
