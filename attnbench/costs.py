@@ -45,7 +45,9 @@ def pairs(mask: Mask, sq: int, sk: int, b: int = 0) -> int:
 
     Takes time proportional to Sq where the mask is contiguous; else it looks at the pairs one by one.
     """
-    import numpy as np
+    if isinstance(mask, Full):
+        return sq * sk
+    import numpy as np  # which takes long
 
     total, step = 0, _OUTLINES if mask.contiguous else max(1, _PAIRS // max(sk, 1))
     for start in range(0, sq, step):

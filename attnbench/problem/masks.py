@@ -32,7 +32,7 @@ class Mask(Variant):
     @property
     def by_member(self) -> bool:
         """Whether it differs between the members of a batch, so that `allowed` asks for `b`."""
-        return any(part.differs for part in self.parts)
+        return self.differs
 
     @property
     def contiguous(self) -> bool:
@@ -428,6 +428,10 @@ class Product(Mask):
     @property
     def parts(self) -> tuple[Mask, ...]:
         return self.factors
+
+    @property
+    def by_member(self) -> bool:
+        return any(factor.by_member for factor in self.factors)
 
     @property
     def names(self) -> tuple[str, ...]:
