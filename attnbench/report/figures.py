@@ -71,7 +71,7 @@ def _legend(look: Look) -> alt.Legend | None:
     """A page has its filter of implementations for a legend."""
     if look.theme is None:
         return None
-    return alt.Legend(orient="bottom", columns=4, symbolOpacity=1)
+    return alt.Legend(orient="bottom", columns=4, symbolOpacity=1, symbolStrokeWidth=0)
 
 
 def _shaped(look: Look) -> alt.Shape:
