@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Inputs,
         Prepared,
         Step,
+        dequantised,
         differentiable,
     )
     from attnbench.problem import ALL_MASKS, INDEX_MASKS, Direction, DType, Problem
@@ -43,6 +44,7 @@ __all__ = [
     "Prepared",
     "Problem",
     "Step",
+    "dequantised",
     "differentiable",
     "hookimpl",
 ]

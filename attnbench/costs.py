@@ -183,18 +183,19 @@ def tensor_bytes(problem: Problem) -> dict[str, int]:
         "q": problem.heads_q * tokens_q * problem.head_dim * problem.dtype.bytes,
         "k": 0 if isinstance(problem.mechanism, Location) else kv * problem.head_dim,
         "v": 0 if problem.shared_kv else kv * problem.head_dim_v,
-        "out": problem.heads_q * tokens_q * problem.head_dim_v * problem.dtype.bytes,
-        "extra": _parameters(problem) * problem.dtype.bytes,
+        "out": problem.heads_q * tokens_q * problem.head_dim_v * problem.out_dtype.bytes,
+        "extra": _parameters(problem),
     }
 
 
 def _parameters(problem: Problem) -> int:
-    """Elements of the parameters that must be read."""
-    sizes = {name: math.prod(parameter.shape) for name, parameter in problem.parameters.items()}
-    if "bias" in sizes:
+    """Bytes of the parameters that must be read."""
+    found = problem.parameters
+    sizes = {name: math.prod(parameter.shape) for name, parameter in found.items()}
+    if "bias" in found:
         count = max(pairs(problem.mask, sq, sk, b) for sq, sk, b, _ in _masks(problem))
-        sizes["bias"] = problem.parameters["bias"].shape[0] * count
-    return sum(sizes.values())
+        sizes["bias"] = found["bias"].shape[0] * count
+    return sum(size * (found[name].dtype or problem.out_dtype).bytes for name, size in sizes.items())
 
 
 def least_bytes(problem: Problem) -> int:

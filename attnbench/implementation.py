@@ -37,7 +37,8 @@ class Inputs:
     """Seeded tensors of a problem in the format that the implementation asked for.
 
     In `bshd`: q [B, Sq, Hq, D], k [B, Sk, Hk, D], v [B, Sk, Hk, Dv], dout [B, Sq, Hq, Dv]; `bhsd` swaps
-    the middle axes. All are contiguous in that order, and none requires a gradient. The harness writes
+    the middle axes. All are contiguous in that order, and none requires a gradient. Where q, k or v are quantised, what
+    is meant is the stored value times `q_descale`, `k_descale` or `v_descale` of `extra`. The harness writes
     new values into the same storage between calls; see `Prepared.refresh`.
     """
 
@@ -216,6 +217,32 @@ class Implementation:
         return self.capabilities.why_not(problem, device) or self.objection(problem, device)
 
 
+def dequantised(
+    problem: Problem, inputs: Inputs, qkv_format: str = "bhsd"
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """q, k and v in the output's dtype: what is stored in another one is converted, and multiplied by its descale.
+
+    New tensors for those, so this belongs into the timed call; the inputs themselves for the others.
+    """
+    import torch
+
+    to = torch.bfloat16 if problem.dtype.quantised else inputs.q.dtype
+    wide = torch.promote_types(to, torch.float32)  # lest the descale itself be rounded
+    axis = 1 if qkv_format == "bhsd" else 2
+
+    def real(name: str) -> torch.Tensor:
+        stored: torch.Tensor = getattr(inputs, name)
+        descale = inputs.extra.get(f"{name}_descale")
+        if descale is None:
+            return stored.to(to)
+        by_head = torch.unflatten(stored.to(wide), axis, (problem.heads_kv, -1))
+        by_head *= descale.view(-1, *[1] * (4 - axis))
+        return by_head.flatten(axis, axis + 1).to(to)
+
+    q, k, v = map(real, "qkv")
+    return q, k, v
+
+
 def differentiable(
     attend: "Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]",
     problem: Problem,
@@ -224,18 +251,24 @@ def differentiable(
 ) -> Prepared:
     """A `Prepared` for a differentiable torch function, in the direction that the problem asks for.
 
-    `attend(q, k, v) -> out` gets the inputs in the implementation's format. The backward pass is
+    `attend(q, k, v) -> out` gets the inputs in the implementation's format; those that are stored in another type than
+    that of the output as `dequantised` makes them of `bhsd`, inside the call. The backward pass is
     torch's own; in `backward` the forward pass runs outside the clock and its graph is kept.
     """
+    apart = problem.stored_apart
+
+    def forward() -> "torch.Tensor":
+        return attend(*dequantised(problem, inputs)) if apart else attend(inputs.q, inputs.k, inputs.v)
+
     if problem.direction is Direction.FORWARD:
-        return Prepared(step=lambda: attend(inputs.q, inputs.k, inputs.v), kernel=kernel)
+        return Prepared(step=forward, kernel=kernel)
     import torch
 
     if problem.direction is Direction.INFERENCE:
 
         def infer() -> torch.Tensor:
             with torch.inference_mode():
-                return attend(inputs.q, inputs.k, inputs.v)
+                return forward()
 
         return Prepared(step=infer, kernel=kernel)
     dout = inputs.dout

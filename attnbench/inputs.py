@@ -7,16 +7,17 @@ numbers. Letters: B Sq Sk Hq Hk D Dv as in `problem`; R sampled rows, G sampled 
 import math
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from attnbench import costs
+from attnbench import costs, elements
+from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Inputs
-from attnbench.problem import Direction, DType, Linear, Mask, Parameter, Problem
+from attnbench.problem import Descale, Direction, DType, Linear, Mask, Parameter, Problem
 
 KINDS = ("normal", "peaked", "large")
 """`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows. `large`: all
@@ -33,14 +34,6 @@ OUTPUTS = {
 }
 """What a call returns, in this order."""
 
-TORCH_DTYPES = {
-    DType.FLOAT64: torch.float64,
-    DType.FLOAT32: torch.float32,
-    DType.TFLOAT32: torch.float32,
-    DType.FLOAT16: torch.float16,
-    DType.BFLOAT16: torch.bfloat16,
-}
-
 _CHUNK = 2**22  # elements that are made, or read for a checksum, at once
 
 
@@ -54,19 +47,20 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
     assert problem.uniform is not None
     sq, sk = problem.uniform
 
-    def empty(heads: int, length: int, dim: int) -> Tensor:
+    def empty(heads: int, length: int, dim: int, dtype: DType) -> Tensor:
         axes = (length, heads) if qkv_format == "bshd" else (heads, length)
-        return torch.empty(problem.batch, *axes, dim, dtype=TORCH_DTYPES[problem.dtype], device=device)
+        return torch.empty(problem.batch, *axes, dim, dtype=TORCH_DTYPES[dtype], device=device)
 
     hq, hk, d, dv = problem.heads_q, problem.heads_kv, problem.head_dim, problem.head_dim_v
-    dtype = TORCH_DTYPES[problem.dtype]
     inputs = Inputs(
-        q=empty(hq, sq, d),
-        k=empty(hk, sk, d),
-        v=empty(hk, sk, dv),
-        dout=empty(hq, sq, dv) if "dq" in OUTPUTS[problem.direction] else None,
+        q=empty(hq, sq, d, problem.dtype),
+        k=empty(hk, sk, d, problem.kv_dtype),
+        v=empty(hk, sk, dv, problem.kv_dtype),
+        dout=empty(hq, sq, dv, problem.out_dtype) if "dq" in OUTPUTS[problem.direction] else None,
         extra={
-            name: torch.empty(parameter.shape, dtype=dtype, device=device)
+            name: torch.empty(
+                parameter.shape, dtype=TORCH_DTYPES[parameter.dtype or problem.out_dtype], device=device
+            )
             for name, parameter in problem.parameters.items()
         },
     )
@@ -77,8 +71,8 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
 def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
     """Tensors like `inputs`, without their values, that are contiguous in their last axis only.
 
-    q, k and v are views of one packed storage [B, max(Sq, Sk), Hq + 2 Hk, max(D, Dv) + 8], dout of another; parameters
-    are contiguous.
+    q, k and v are views of one packed storage [B, max(Sq, Sk), Hq + 2 Hk, max(D, Dv) + 8] (k and v of ones of their
+    own where they have another type), dout of another; parameters are contiguous.
     """
     q, dout = inputs.q, inputs.dout
     heads = [problem.heads_q, problem.heads_kv, problem.heads_kv]
@@ -87,6 +81,8 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
 
     def view(part: Tensor, like: Tensor) -> Tensor:
         _, _, length, dim = canonical(like, qkv_format).shape
+        if like.dtype != part.dtype:
+            part = torch.empty_like(part, dtype=like.dtype)
         packed = part[:, :length, :, :dim]
         return packed if qkv_format == "bshd" else packed.transpose(1, 2)
 
@@ -101,6 +97,9 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     """Write other values into the same storage."""
     first = seed * len(KINDS) + KINDS.index(kind)
     generator = torch.Generator(inputs.q.device).manual_seed(first)
+    if problem.stored_apart:
+        _store(inputs, problem, kind, seed, qkv_format, generator)
+        return
     q, k = canonical(inputs.q, qkv_format), canonical(inputs.k, qkv_format)
     for tensor in (inputs.k, inputs.v, inputs.q, inputs.dout):
         for part in _chunks(canonical(tensor, qkv_format)) if tensor is not None else ():
@@ -120,6 +119,42 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
         # of a seed, generators for CPUs take 32 bits
         own = torch.Generator(inputs.q.device).manual_seed(crc32(f"{first} {name}".encode()))
         _draw(tensor, problem.parameters[name], kind, own)
+
+
+ROOM = 8.0
+"""What the largest descale leaves unused of the range of its type. Those of q, k and v and of their heads are so far apart
+that none does in another's place."""
+
+
+def _store(
+    inputs: Inputs, problem: Problem, kind: str, seed: int, qkv_format: str, generator: torch.Generator
+) -> None:
+    """Make all values in float32 (float64 beside such a q), and store them in the problem's types, q, k and v once more."""
+    wide = DType.FLOAT64 if problem.dtype is DType.FLOAT64 else DType.FLOAT32
+    device, hk = inputs.q.device, problem.heads_kv
+    real = make(
+        replace(problem, dtype=wide, kv_dtype=wide),
+        kind=kind,
+        seed=seed,
+        device=str(device),
+        qkv_format=qkv_format,
+    )
+    if inputs.dout is not None and real.dout is not None:
+        inputs.dout.copy_(real.dout)
+    for name, tensor in real.extra.items():
+        inputs.extra[name].copy_(tensor)
+    count = hk if problem.descale is Descale.HEAD else 1
+    places = torch.randperm(3 * count, generator=generator, device=device)
+    rooms = (ROOM ** (places / (3 * count))).view(3, count).unbind()
+    for name, dtype, room in zip(
+        "qkv", (problem.dtype, problem.kv_dtype, problem.kv_dtype), rooms, strict=True
+    ):
+        of, to = (canonical(getattr(some, name), qkv_format) for some in (real, inputs))
+        if dtype.quantised:
+            of, to = (torch.unflatten(tensor, 1, (hk, -1)) for tensor in (of, to))
+            elements.quantise(of, to, inputs.extra[f"{name}_descale"], room, dtype)
+        else:
+            to.copy_(of)
 
 
 def _draw(tensor: Tensor, parameter: Parameter, kind: str, generator: torch.Generator) -> None:
@@ -273,7 +308,7 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
 
 
 _LINE = 1024
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 # ---------------------------------------------------------------- the sample that is verified
@@ -303,12 +338,13 @@ class Sample:
 
     def queries(self, tensor: Tensor) -> Tensor:
         """[B, Hq, Sq, n] -> [G, Hq/Hk, R, n]."""
-        return torch.unflatten(tensor, 1, (self.heads_kv, -1))[self._index(tensor)]
+        by_head = torch.unflatten(elements.bits(tensor), 1, (self.heads_kv, -1))
+        return by_head[self._index(tensor)].view(tensor.dtype)
 
     def keys(self, tensor: Tensor) -> Tensor:
         """[B, Hk, Sk, n] -> [G, Sk, n]."""
         batch, head = torch.tensor(self.groups, device=tensor.device).unbind(1)
-        return tensor[batch, head]
+        return elements.bits(tensor)[batch, head].view(tensor.dtype)
 
     def keep(self, tensor: Tensor) -> None:
         """Zero, in place, what lies outside the sample in [B, Hq, Sq, n]."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attnbench import formulas
+from attnbench.elements import TORCH_DTYPES, through_float8
 from attnbench.formulas import Block, Product, Rounding
 from attnbench.implementation import Inputs
 from attnbench.problem import Direction, Dot, DType, Full, MultiHead, Problem, Softmax
@@ -35,6 +36,8 @@ _ROWS = 128  # query rows at once: so few that keys which none of them may atten
 def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
     """The right answer in float64 for inputs in `bhsd`, on their device: the outputs of the direction.
 
+    Inputs are what is stored, times its descale where it is quantised: of that rounding nobody is accused.
+
     `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv]; dk and dv are sums over
     the sampled rows. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]: the norm that a row would have
     if the terms of its sum were independent. Terms may cancel (dq to zero, for a query with a single key);
@@ -49,14 +52,17 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
 
 
 def yardstick(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
-    """The plain chain of `oracle` with every step kept in the problem's dtype; `lse` is summed in float32.
+    """The plain chain of `oracle` with every step kept in the output's dtype; `lse` is summed in float32.
 
     Half types: products are accumulated in float32 and each step is rounded, which is what the device's
     own chain does; spelled out because float16 matrix products take 15 times longer on a CPU. `tfloat32`
     rounds the factors of every product to TF32. float64 adds products up in another order than the oracle:
     else the two would coincide.
+
+    Of inputs that are stored in another type, converting them, times their descale, is the first step. Where q is
+    float8, so are the weights that are multiplied by v.
     """
-    dtype = inputs.q.dtype
+    dtype = TORCH_DTYPES[problem.out_dtype]
     compute = _projected if isinstance(problem.mechanism, MultiHead) else _compute
     if dtype in (torch.float16, torch.bfloat16):
         found = compute(problem, inputs, sample, torch.float32, lambda x: x.to(dtype).float(), torch.matmul)
@@ -154,15 +160,23 @@ def _compute(
         results["lse"] = torch.full((total, shared, len(sample.rows)), -torch.inf).to(results[names[0]])
     device = inputs.q.device
     queries, all_keys = torch.tensor(sample.rows, device=device), torch.arange(sk, device=device)
+
+    def real(name: str, stored: Tensor, heads_kv: Tensor) -> Tensor:
+        """What is meant by `stored` [g, ...] of these heads [g]."""
+        wide, descale = stored.to(dtype), inputs.extra.get(f"{name}_descale")
+        if descale is not None:
+            wide *= descale.to(dtype).expand(problem.heads_kv)[heads_kv].view(-1, *[1] * (wide.ndim - 1))
+        return rnd(wide) if problem.stored_apart else wide
+
     for here, blocks in _portions(problem, sample, together, device):
         part = replace(sample, groups=sample.groups[here])
-        k, v = part.keys(inputs.k).to(dtype), part.keys(inputs.v).to(dtype)
+        heads_kv = torch.tensor(part.groups, device=device)[:, 1]
+        k, v = (real(name, part.keys(getattr(inputs, name)), heads_kv) for name in "kv")
         squares = (
             tuple(t.square().sum(-1, keepdim=True) for t in (k, v)) if sizes else ()
         )  # once, not in each block
-        q = part.queries(inputs.q).to(dtype)  # [g, Hq/Hk, R, D]
+        q = real("q", part.queries(inputs.q), heads_kv)  # [g, Hq/Hk, R, D]
         dout = None if inputs.dout is None else part.queries(inputs.dout).to(dtype)
-        heads_kv = torch.tensor(part.groups, device=device)[:, 1]
         heads = heads_kv[:, None] * shared + torch.arange(shared, device=device)
         for rows, keys, allowed in blocks:
             found = _attend(
@@ -295,6 +309,8 @@ def _attend(
         shrink = (top - high).exp_()
         p, total = p.mul_(shrink), total * shrink + (sink - high).exp_()
     p = rnd(p.div_(total.clamp_(min=1)))
+    if problem.dtype is DType.FLOAT8_E4M3 and rnd is not _keep:
+        p = through_float8(p)
     out = rnd(product(p, v))
     found = {"out": out, "lse": lse}
     if dout is not None:

@@ -29,8 +29,8 @@ def computable(problem: Problem) -> str | None:
             return f"no reference for {modifier.name} yet"
         if gradients and _learned(modifier):
             return f"no reference for the gradient of {modifier.name} yet"
-    if problem.dtype in (DType.FLOAT8_E4M3, DType.INT8) or problem.kv_dtype != problem.dtype:
-        return f"no reference for {problem.dtype.value} q with {problem.kv_dtype.value} k and v yet"
+    if problem.stored_apart and (reason := _stored(problem, gradients)):
+        return reason
     if not isinstance(problem.layout, Dense) or problem.uniform is None:
         return "no reference for packed, paged or ragged batches yet"
     if 0 in problem.uniform:
@@ -38,6 +38,20 @@ def computable(problem: Problem) -> str | None:
     if problem.dropout:
         return "no reference for dropout yet"
     return "no reference for shared k and v yet" if problem.shared_kv else None
+
+
+def _stored(problem: Problem, gradients: bool) -> str | None:
+    """What is not there yet of q, k and v that are stored in types of their own."""
+    if problem.dtype is DType.INT8:
+        return "no reference for int8 q"
+    told = f"{problem.dtype.value} q with {problem.kv_dtype.value} k and v"
+    if problem.dtype.quantised and not problem.kv_dtype.quantised:
+        return f"no reference for {told}"
+    if gradients:
+        return f"no reference for the gradients of {told}"
+    if not isinstance(problem.mechanism, Softmax | Dot):
+        return f"no reference for {told} in the {problem.mechanism.name} mechanism yet"
+    return None
 
 
 def _mechanism(problem: Problem, gradients: bool) -> str | None:

@@ -136,6 +136,12 @@ def _samples(implementation: Implementation, device: Device, **more: str) -> Ite
                         found = problem(**keys, **length, **heads, **more)
                         if scope.computable(found) is None and implementation.why_not(found, device) is None:
                             yield found
+        for kv_dtype in sorted(can.kv_dtypes - {dtype}):
+            found = problem(
+                dtype=dtype, kv_dtype=kv_dtype, descale="head", heads_q=4, heads_kv=2, seqlen=96, **more
+            )
+            if scope.computable(found) is None and implementation.why_not(found, device) is None:
+                yield found
 
 
 def check(

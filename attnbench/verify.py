@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Device, Implementation, Inputs, Prepared
-from attnbench.inputs import OUTPUTS, TORCH_DTYPES
+from attnbench.inputs import OUTPUTS
 from attnbench.problem import DType, Problem
 from attnbench.records import Accuracy, worst
 
@@ -34,8 +35,11 @@ FLOORS = {
     DType.TFLOAT32: 2.0**-11,
     DType.FLOAT16: 2.0**-11,
     DType.BFLOAT16: 2.0**-8,
+    DType.FLOAT8_E4M3: 2.0**-4 * math.sqrt(1 / (8 * math.log(2))),
 }
-"""Half an epsilon: the rounding of the result itself. More for float64, where every chain is this good."""
+"""Half an epsilon: the rounding of the result itself. More for float64, where every chain is this good. Of float8, whose
+result is bfloat16, the root mean square of the rounding of weights: an error uniform within 2^-4 over a mantissa m whose
+logarithm is uniform, so that the mean of 1 / (3 m^2) is 1 / (8 ln 2)."""
 
 
 FLUSHED = {DType.FLOAT64: 1e-290}
@@ -116,7 +120,7 @@ def _inspect(
         return f"the output has no storage of its own: on {tensor.device}, {tensor.layout}"
     if tuple(tensor.shape) != tuple(shape):
         return f"shape {list(tensor.shape)}, expected {list(shape)}"
-    expected = TORCH_DTYPES[problem.dtype]
+    expected = TORCH_DTYPES[problem.out_dtype]
     if tensor.dtype != expected:
         return f"dtype {str(tensor.dtype)[6:]}, expected {str(expected)[6:]}"
     if (tensor.device.type, tensor.device.index or 0) != (device.type, device.index or 0):

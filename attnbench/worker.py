@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-from attnbench import caches, clocks, environment, inputs, measure, plugins, sensors, verify
+from attnbench import caches, clocks, elements, environment, inputs, measure, plugins, sensors, verify
 from attnbench.forkserver import Channel
 from attnbench.implementation import Implementation, Inputs, Prepared, Step
 from attnbench.problem import Direction, Problem
@@ -262,10 +262,10 @@ class Job:
             self._unchanged(self.checksum, copy)
         known_s = self.call_s
         with self._one_thread():
-            self.inputs.v.neg_()  # whoever computes only when read, outside the clock, gives another answer
+            elements.multiply(self.inputs.v, -1)  # whoever computes only when read gives another answer
         timed = self._output("timed", self.last)
         with self._one_thread():
-            self.inputs.v.neg_()
+            elements.multiply(self.inputs.v, -1)
         if self.prepared.refresh:  # a graph that was kept does not take inputs that were written meanwhile
             self.prepared.refresh()
         deterministic = self._deterministic(self.last, self._repeats())
@@ -309,7 +309,7 @@ class Job:
         for new in itertools.islice(factors, 1, 1 + _PAIRS):
             with self._one_thread():
                 for tensor, factor, before in zip(tensors, new, now, strict=True):
-                    tensor.mul_(factor / before)
+                    elements.multiply(tensor, factor / before)
             now, seconds = new, []
             for again in (0, repeats):
                 clock.repeat(self.prepared.step, again)
@@ -338,9 +338,10 @@ class Job:
 
     def _poison(self) -> None:
         """Leave NaN in memory that an allocator may hand out again: an output never written shows."""
+        dtype = elements.TORCH_DTYPES[self.problem.out_dtype]
         with self._one_thread():
             held = [  # several at once, lest a smaller hole serve the next request
-                torch.full(shape, float("nan"), dtype=self.inputs.q.dtype, device=self.device)
+                torch.full(shape, float("nan"), dtype=dtype, device=self.device)
                 for shape in self._shapes()
                 for _ in range(max(2, min(16, _POISON_ELEMENTS // max(1, math.prod(shape)))))
             ]

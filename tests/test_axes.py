@@ -55,6 +55,7 @@ AXES: dict[str, tuple[Any, Any]] = {
     "head_dim_v": (8, 16),
     "dtype": ("float32", "bfloat16"),
     "kv_dtype": ("float32", "int8"),
+    "descale": ("tensor", "head"),
     "mask": ("full", "causal"),
     "modifiers": ("none", "softcap:cap=50"),
     "scale": (0.5, 2),
@@ -65,6 +66,7 @@ AXES: dict[str, tuple[Any, Any]] = {
     "shared_kv": (False, True),
 }
 BESIDE: dict[str, dict[str, Any]] = {
+    "descale": {"kv_dtype": "int8"},
     "model": {"heads": None, "head_dim": None},
     "seqlen_q": {"seqlen": None, "seqlen_kv": 16},
     "seqlen_kv": {"seqlen": None, "seqlen_q": 8},

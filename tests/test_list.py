@@ -86,8 +86,10 @@ def test_each_implementation_says_what_it_can_do_and_whether_it_can_run_here(tol
         "cuda",
         "f64",
         "f32",
+        "tf32",
         "f16",
         "bf16",
+        "f8",
         "f",
         "b",
         "fb",
@@ -226,7 +228,9 @@ def test_json_holds_all_of_the_table(told: List) -> None:
     assert records["mine-gpu"]["reason"] == NO_GPU
     assert records["mine-plain"]["reason"] is None
     assert records["mine-rough"]["approximation"] == "every other key is left out"
-    assert records["torch-naive"]["capabilities"]["dtypes"] == ["float64", "float32", "float16", "bfloat16"]
+    assert records["torch-naive"]["capabilities"]["dtypes"] == [
+        *("float64", "float32", "tfloat32", "float16", "bfloat16", "float8_e4m3")
+    ]
     assert [*records["numpy"]["capabilities"]] == [field.name for field in dataclasses.fields(Capabilities)]
     assert document["missing_devices"] == {"cuda": NO_GPU}
     assert "answers" not in document

@@ -11,6 +11,7 @@ from attnbench import (
     Inputs,
     Prepared,
     Problem,
+    dequantised,
     hookimpl,
 )
 
@@ -34,6 +35,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
             mechanisms=frozenset(("softmax", "dot")),
             grouped_heads=True,
             unequal_head_dims=True,
+            kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
         ),
         prepare=_prepare,
         requires=("numpy",),
@@ -60,7 +62,8 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     def unfold(array: "Array") -> torch.Tensor:
         return torch.from_numpy(array.reshape(problem.batch, problem.heads_q, sq, array.shape[-1]))
 
-    q, k, v = fold(inputs.q), inputs.k.numpy(), inputs.v.numpy()  # views: they see values written later
+    given = dequantised(problem, inputs) if problem.stored_apart else (inputs.q, inputs.k, inputs.v)
+    q, k, v = fold(given[0]), given[1].numpy(), given[2].numpy()  # views: they see values written later
 
     def weights(slope: bool) -> "tuple[Array, Array | None]":
         """softmax(scores) [B, Hk, G Sq, Sk] (Vaswani et al. 2017, equation 1) and, if asked, softcap's slope."""
@@ -91,7 +94,15 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
         return s, derivative
 
     if problem.direction is Direction.FORWARD:
-        return Prepared(step=lambda: weights(slope=False)[0] @ v, read=unfold)
+
+        def step() -> "Array":
+            nonlocal k, v
+            if problem.stored_apart:  # by torch: numpy has neither bfloat16 nor float8
+                k, v = (tensor.numpy() for tensor in dequantised(problem, inputs)[1:])
+            out: Array = weights(slope=False)[0] @ v
+            return out
+
+        return Prepared(step=step, read=unfold)
     assert inputs.dout is not None
     dout = fold(inputs.dout)
 

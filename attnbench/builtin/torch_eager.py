@@ -24,7 +24,7 @@ TILE = 256
 as fast as that for one query over 4096 keys, where each tile is a handful of small calls."""
 
 _CAPABILITIES = Capabilities(
-    dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
+    dtypes=frozenset(("float64", "float32", "tfloat32", "float16", "bfloat16", "float8_e4m3")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward")),
     masks=ALL_MASKS,
@@ -32,6 +32,7 @@ _CAPABILITIES = Capabilities(
     mechanisms=frozenset(("softmax", "dot")),
     grouped_heads=True,
     unequal_head_dims=True,
+    kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
 )
 
 
@@ -57,6 +58,15 @@ def attnbench_implementations() -> Iterable[Implementation]:
     )
 
 
+def _dtype(problem: Problem, inputs: Inputs) -> "torch.dtype":
+    """That of the output, also where q is float8. Products of `tfloat32` may be TF32 from here on, others not."""
+    import torch
+
+    if inputs.q.is_cuda:
+        torch.backends.cuda.matmul.allow_tf32 = problem.dtype.value == "tfloat32"
+    return torch.bfloat16 if problem.dtype.quantised else inputs.q.dtype
+
+
 def _allowed(problem: Problem, i: "torch.Tensor", j: "torch.Tensor") -> "torch.Tensor":
     """True where query i [rows, 1] may see key j [1, keys]: [rows, keys], or [B, 1, rows, keys] where members differ."""
     import torch
@@ -75,7 +85,8 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     sq, sk = shape
     group = problem.heads_q // problem.heads_kv
     scale, cap = problem.softmax_scale, problem.softcap
-    terms, sinks = _terms(problem, inputs), inputs.extra.get("sinks")
+    dtype = _dtype(problem, inputs)
+    terms, sinks = _terms(problem, inputs, dtype), inputs.extra.get("sinks")
     forbidden = blind = None
     if problem.mask.name != "full":
         i, j = (torch.arange(n, device=inputs.q.device) for n in shape)
@@ -107,13 +118,13 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     return differentiable(attend, problem, inputs)
 
 
-def _terms(problem: Problem, inputs: Inputs) -> "list[Callable[[], torch.Tensor]]":
+def _terms(problem: Problem, inputs: Inputs, dtype: "torch.dtype") -> "list[Callable[[], torch.Tensor]]":
     """What modifiers add to the scores, each a function of the parameters as they are then: [Hq or 1, Sq, Sk]."""
     import torch
 
     assert problem.uniform is not None
     sq, sk = problem.uniform
-    device, dtype = inputs.q.device, inputs.q.dtype
+    device = inputs.q.device
     found: list[Callable[[], torch.Tensor]] = []
     if not problem.modifiers:
         return found
@@ -143,7 +154,8 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
     group = problem.heads_q // problem.heads_kv
     scale, cap = problem.softmax_scale, problem.softcap
     pairs = problem.batch * problem.heads_kv
-    exact = torch.promote_types(inputs.q.dtype, torch.float32)
+    dtype = _dtype(problem, inputs)
+    exact = torch.promote_types(dtype, torch.float32)
     row = torch.arange(sq, device=inputs.q.device).repeat_interleave(group)[:, None]  # [Sq G, 1]
     key = torch.arange(sk, device=inputs.q.device)[None, :]
 
@@ -167,7 +179,7 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
 
     def unfold(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.view(pairs, sq, group, tensor.shape[-1]).transpose(1, 2)
-        return tensor.reshape(problem.batch, problem.heads_q, sq, tensor.shape[-1]).to(inputs.q.dtype)
+        return tensor.reshape(problem.batch, problem.heads_q, sq, tensor.shape[-1]).to(dtype)
 
     def scores(
         q: torch.Tensor, k: torch.Tensor, tile: tuple[slice, slice, bool], differentiate: bool
@@ -184,12 +196,19 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
             torch.unflatten(s, 0, (problem.batch, problem.heads_kv)).masked_fill_(forbidden, -torch.inf)
         return s, slope
 
+    def descaled(tensor: torch.Tensor, *names: str) -> torch.Tensor:
+        """[B Hk, Sq G, X] times descales, in place: k's may be multiplied into q, v's into the output."""
+        for name in names:
+            if (descale := inputs.extra.get(f"{name}_descale")) is not None:
+                tensor *= descale.expand(problem.heads_kv).repeat(problem.batch)[:, None, None]
+        return tensor
+
     class Tiled(torch.autograd.Function):
         @staticmethod
         def forward(
             ctx: Any, q_in: torch.Tensor, k_in: torch.Tensor, v_in: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            q, k, v = fold(q_in) * scale, k_in.flatten(0, 1), v_in.flatten(0, 1)
+            q, k, v = descaled(fold(q_in) * scale, "q", "k"), k_in.flatten(0, 1), v_in.flatten(0, 1)
             out = q.new_zeros(*q.shape[:2], problem.head_dim_v)
             total = q.new_zeros(*q.shape[:2], 1)
             peak = torch.full_like(total, float("-inf"))
@@ -205,7 +224,7 @@ def _prepare_chunked(problem: Problem, inputs: Inputs) -> Prepared:
                 peak[:, rows] = new
             blind = total == 0
             out /= total.masked_fill(blind, 1)
-            out_in = unfold(out)
+            out_in = unfold(descaled(out, "v"))
             lse = (peak + total.log()).masked_fill_(blind, float("inf"))  # so that exp(s - lse) is 0 there
             ctx.save_for_backward(q_in, k_in, v_in, out_in, lse)
             ctx.mark_non_differentiable(lse)

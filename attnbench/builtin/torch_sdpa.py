@@ -14,6 +14,7 @@ from attnbench import (
     Inputs,
     Prepared,
     Problem,
+    dequantised,
     differentiable,
     hookimpl,
 )
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     import torch
 
 _CAPABILITIES = Capabilities(
-    dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
+    dtypes=frozenset(("float64", "float32", "tfloat32", "float16", "bfloat16", "float8_e4m3")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward", "inference")),
     masks=ALL_MASKS,
     grouped_heads=True,
     unequal_head_dims=True,
+    kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
 )
 
 
@@ -93,10 +95,12 @@ def attnbench_implementations() -> Iterable[Implementation]:
         summary="the operator beneath SDPA's flash kernel on a CPU, which returns the log-sum-exp too; private to torch",
         capabilities=replace(
             _CAPABILITIES,
+            dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
             devices=frozenset(("cpu",)),
             directions=frozenset(("forward",)),
             masks=frozenset(("full", "causal", "causal-top-left")),
             unequal_head_dims=False,
+            kv_dtypes=frozenset(),
         ),
         prepare=_prepare_lse,
         requires=("torch",),
@@ -130,8 +134,8 @@ def _flash_objection(problem: Problem, device: Device) -> str | None:
         return "flash takes no empty sequences"
     if device.kind == "cpu":
         return None
-    if problem.dtype.value not in ("float16", "bfloat16"):
-        return f"flash on CUDA takes no {problem.dtype.value}"
+    if problem.out_dtype.value not in ("float16", "bfloat16"):
+        return f"flash on CUDA takes no {problem.out_dtype.value}"
     if problem.head_dim > 256:
         return f"flash on CUDA takes no head_dim {problem.head_dim}: at most 256"
     version = device.compute_capability or (0, 0)
@@ -195,6 +199,8 @@ def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
     import torch.nn.functional as F
 
     sdpa: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
+    if inputs.q.is_cuda:
+        torch.backends.cuda.matmul.allow_tf32 = problem.dtype.value == "tfloat32"
     form = _mask_form(problem)
     arguments: dict[str, Any] = {
         "attn_mask": _mask(kernel, form, problem, inputs.q.device),
@@ -264,6 +270,6 @@ def _chosen(problem: Problem, inputs: Inputs, arguments: dict[str, Any]) -> str:
     from torch.nn.attention import SDPBackend
 
     grad = problem.direction in (Direction.BACKWARD, Direction.FORWARD_BACKWARD)
-    q, k, v = (t.detach().requires_grad_(grad) for t in (inputs.q, inputs.k, inputs.v))
+    q, k, v = (t.detach().requires_grad_(grad) for t in dequantised(problem, inputs))
     choice = SDPBackend(torch._fused_sdp_choice(q, k, v, **arguments))
     return str(choice.name.removesuffix("_ATTENTION").lower())

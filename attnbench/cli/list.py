@@ -17,7 +17,10 @@ from attnbench.records import Status
 
 KINDS = ("cpu", "cuda")
 SHORT = {
-    **{dtype.value: dtype.value.replace("bfloat", "bf").replace("float", "f") for dtype in DType},
+    **{
+        dtype.value: dtype.value.replace("bfloat", "bf").replace("float", "f").partition("_")[0]
+        for dtype in DType
+    },
     **{direction.value: "".join(w[0] for w in direction.value.split("_")) for direction in Direction},
 }
 """What a dtype or a direction is called in the table, explained below it."""

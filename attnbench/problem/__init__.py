@@ -14,7 +14,7 @@ from attnbench.problem.batches import (
     requests_text,
 )
 from attnbench.problem.directions import Direction
-from attnbench.problem.dtypes import DType
+from attnbench.problem.dtypes import Descale, DType
 from attnbench.problem.keys import PROBLEM_KEYS, parse_words
 from attnbench.problem.layouts import LAYOUTS, Dense, Layout, Packed, Paged, parse_layout
 from attnbench.problem.masks import (
@@ -89,6 +89,7 @@ __all__ = [
     "Chunked",
     "DType",
     "Dense",
+    "Descale",
     "Dilated",
     "Direction",
     "Document",

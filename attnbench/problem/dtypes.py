@@ -19,5 +19,17 @@ class DType(StrEnum):
         """Bytes of one element."""
         return _DTYPE_BYTES[self]
 
+    @property
+    def quantised(self) -> bool:
+        """Whether what is stored must be multiplied by a factor, its descale, to be what is meant."""
+        return self is DType.FLOAT8_E4M3 or self is DType.INT8
+
 
 _DTYPE_BYTES = dict(zip(DType, (8, 4, 4, 2, 2, 1, 1), strict=True))
+
+
+class Descale(StrEnum):
+    """What has a descale of its own: each of q, k and v, or each key/value head of them."""
+
+    TENSOR = "tensor"
+    HEAD = "head"

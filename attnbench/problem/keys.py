@@ -5,7 +5,7 @@ from typing import Any
 from attnbench.errors import ProblemError
 from attnbench.problem.batches import PATTERNS
 from attnbench.problem.directions import Direction
-from attnbench.problem.dtypes import DType
+from attnbench.problem.dtypes import Descale, DType
 from attnbench.problem.layouts import LAYOUTS
 from attnbench.problem.masks import MASKS
 from attnbench.problem.mechanisms import MECHANISMS
@@ -46,6 +46,11 @@ PROBLEM_KEYS: dict[str, tuple[type, str, str]] = {
     "head_dim_v": (int, "head_dim", "Dv, head dimension of v and the output"),
     "dtype": (str, "float32", f"one of {', '.join(DType)}"),
     "kv_dtype": (str, "dtype", "element type of k and v"),
+    "descale": (
+        str,
+        "tensor",
+        f"what has a factor of its own where q, k or v are float8_e4m3 or int8, one of {', '.join(Descale)}",
+    ),
     "mask": (str, "full", f"one of {', '.join(MASKS)}; a product is written with `*`"),
     "modifiers": (str, "none", f"of {', '.join(MODIFIERS)}; joined by `+`"),
     "scale": (float, "1/sqrt(head_dim)", "factor of q k^T"),

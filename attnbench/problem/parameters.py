@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from attnbench.problem.dtypes import DType
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A tensor of the problem's dtype that no batch member has of its own: its shape, and how its values are drawn."""
+    """A tensor that no batch member has of its own: its shape, and how its values are drawn."""
 
     shape: tuple[int, ...]
     deviation: float = 1.0
@@ -14,3 +16,5 @@ class Parameter:
     identity: float = 0.0
     """Square matrices are drawn about so many times the identity, so that queries which point at keys still do. It
     alone is drawn where scores must keep the size that q and k give them."""
+    dtype: DType | None = None
+    """None for that of the output."""

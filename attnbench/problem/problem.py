@@ -10,7 +10,7 @@ from typing import Any
 from attnbench.errors import ProblemError
 from attnbench.problem.batches import LARGEST_BATCH, Sequences, parse_requests, requests_text
 from attnbench.problem.directions import Direction
-from attnbench.problem.dtypes import DType
+from attnbench.problem.dtypes import Descale, DType
 from attnbench.problem.keys import PROBLEM_KEYS, convert, parse_words
 from attnbench.problem.layouts import Dense, Layout, parse_layout
 from attnbench.problem.masks import Causal, CausalTopLeft, Full, Mask, parse_mask
@@ -38,6 +38,8 @@ class Problem:
     dtype: DType
     kv_dtype: DType
     """Element type of k and v where they are stored in another one than q."""
+    descale: Descale = Descale.TENSOR
+    """What has a factor of its own, of q, k and v that are quantised; `tensor` where none of them is."""
     mask: Mask = Full()  # noqa: RUF009 - it is frozen
     modifiers: tuple[Modifier, ...] = ()
     scale: float | None = None
@@ -82,6 +84,8 @@ class Problem:
             object.__setattr__(self, "mask", Causal())  # the same problem, so the same row
         if self.scale is not None and math.isclose(self.scale, self.head_dim**-0.5, rel_tol=1e-12):
             object.__setattr__(self, "scale", None)
+        if self.descale is not Descale.TENSOR and not (self.dtype.quantised or self.kv_dtype.quantised):
+            object.__setattr__(self, "descale", Descale.TENSOR)
 
     @property
     def batch(self) -> int:
@@ -97,6 +101,16 @@ class Problem:
     def longest(self) -> tuple[int, int]:
         """The largest Sq and the largest Sk of the batch."""
         return max(q for q, _ in self.sequences), max(s for _, s in self.sequences)
+
+    @property
+    def out_dtype(self) -> DType:
+        """Element type of the output and of parameters: q's, or bfloat16 where that is quantised."""
+        return DType.BFLOAT16 if self.dtype.quantised else self.dtype
+
+    @property
+    def stored_apart(self) -> bool:
+        """Whether q, k or v are stored in another type than that of the output."""
+        return self.kv_dtype is not self.dtype or self.dtype.quantised
 
     @property
     def softmax_scale(self) -> float:
@@ -121,6 +135,11 @@ class Problem:
         found = self.mechanism.parameters(self)
         for modifier in self.modifiers:
             found |= modifier.parameters(self)
+        count = self.heads_kv if self.descale is Descale.HEAD else 1
+        stored = {"q": self.dtype, "k": self.kv_dtype} | ({} if self.shared_kv else {"v": self.kv_dtype})
+        for name, dtype in stored.items():
+            if dtype.quantised:
+                found[f"{name}_descale"] = Parameter(shape=(count,), dtype=DType.FLOAT32)
         return found
 
     @property
@@ -147,6 +166,8 @@ class Problem:
         parts.append(f"dtype={self.dtype.value}")
         if self.kv_dtype != self.dtype:
             parts.append(f"kv_dtype={self.kv_dtype.value}")
+        if self.descale is not Descale.TENSOR:
+            parts.append(f"descale={self.descale.value}")
         parts.append(f"mask={self.mask}")
         if self.modifiers:
             parts.append(f"modifiers={self.modifiers_text}")
@@ -241,6 +262,7 @@ def problem_from(values: Mapping[str, Any]) -> Problem:
         head_dim_v=left.pop("head_dim_v", head_dim),
         dtype=dtype,
         kv_dtype=_member(DType, left.pop("kv_dtype", dtype), "dtype"),
+        descale=_member(Descale, left.pop("descale", "tensor"), "descale"),
         mask=parse_mask(left.pop("mask", "full")),
         modifiers=parse_modifiers(left.pop("modifiers", "none")),
         scale=left.pop("scale", None),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attnbench.models import GEOMETRY_KEYS, MODELS
-from attnbench.problem import PROBLEM_KEYS, Direction, DType
+from attnbench.problem import PROBLEM_KEYS, Descale, Direction, DType
 from attnbench.suites.suite import PRESETS
 
 
@@ -48,7 +48,12 @@ KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "keys": ("keys with values", {}),
 }
 _PROBLEM_KINDS = {int: "integer", float: "number", bool: "boolean", str: "text"}
-_CHOICES = {"dtype": tuple(DType), "kv_dtype": tuple(DType), "direction": tuple(Direction)}
+_CHOICES = {
+    "dtype": tuple(DType),
+    "kv_dtype": tuple(DType),
+    "descale": tuple(Descale),
+    "direction": tuple(Direction),
+}
 
 # fmt: off
 LINEAR_KEYS: Mapping[str, Key] = {

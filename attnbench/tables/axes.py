@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from attnbench.errors import UserError
-from attnbench.problem import Problem, requests_text, suggestion
+from attnbench.problem import Descale, Problem, requests_text, suggestion
 from attnbench.records import Result
 
 JOB_AXES = ("device", "threads", "cache", "clock")
 PROBLEM_AXES = (
     *("mechanism", "direction", "layout", "batch", "heads", "head_dim", "seqlen", "dtype", "kv_dtype"),
-    *("modifiers", "scale", "dropout", "shared_kv", "mask"),
+    *("descale", "modifiers", "scale", "dropout", "shared_kv", "mask"),
 )
 ATOMS = {"seqlen": ("seqlen_q", "seqlen_kv"), "heads": ("heads_q", "heads_kv")}
 """Axes that stand in one column, such as `32/8`, unless `by` names one of their parts."""
@@ -76,6 +76,7 @@ def _problem_values(text: str) -> Mapping[str, str]:
         "seqlen": pair(q, kv) if problem.uniform else requests_text(problem.sequences),
         "dtype": problem.dtype.value,
         "kv_dtype": "" if problem.kv_dtype == problem.dtype else problem.kv_dtype.value,
+        "descale": "" if problem.descale is Descale.TENSOR else problem.descale.value,
         "modifiers": problem.modifiers_text,
         "scale": "" if problem.scale is None else repr(problem.scale),
         "dropout": repr(problem.dropout) if problem.dropout else "",

@@ -28,6 +28,7 @@ def _axes(one: Contest) -> dict[str, Any]:
     return {
         **{name: getattr(one.cell, name) for name in JOB_AXES},
         **axes,
+        "descale": problem.descale.value,
         "scale": problem.scale,
         "dropout": problem.dropout,
         "shared_kv": problem.shared_kv,

@@ -45,9 +45,12 @@ SHAPES = {
     "biased": "mask=full modifiers=bias",
     "relative": "mask=full modifiers=relative-bias",
     "sinks": "mask=causal modifiers=sinks",
+    "int8-keys": "mask=causal heads_q=4 heads_kv=2 kv_dtype=int8 descale=head",
+    "float8-keys": "mask=causal heads_q=4 heads_kv=2 kv_dtype=float8_e4m3",
+    "float8": "mask=causal heads_q=4 heads_kv=2 dtype=float8_e4m3 descale=head",
 }
 """What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys, `{many}` a 64th
-of them."""
+of them. A dtype of its own is that in all columns of a table."""
 
 RAGGED = 37  # keys beyond a multiple of any tile
 
@@ -56,8 +59,10 @@ def problem(shape: str, keys: int, dtype: str) -> Problem:
     words = SHAPES[shape].format(short=keys - 64, many=keys // 64)
     if "heads" not in words:
         words += " heads=2"
+    if " dtype=" not in words:
+        words += f" dtype={dtype}"
     keys += RAGGED if shape == "ragged" else 0
-    return Problem.parse(f"seqlen_q=128 seqlen_kv={keys} head_dim=64 dtype={dtype} {words}")
+    return Problem.parse(f"seqlen_q=128 seqlen_kv={keys} head_dim=64 {words}")
 
 
 @dataclass(frozen=True, kw_only=True)

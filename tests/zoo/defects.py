@@ -223,6 +223,49 @@ def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
     return {"out": (p.to(dtype).to(v.dtype) @ v).to(dtype)}
 
 
+def quantised(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
+    """k and v dequantised in float32 and q in the output's type, then `flash`; forward only."""
+    hk, extra = problem.heads_kv, dict(given.extra)
+    stored = {name: getattr(given, name) for name in "qkv"}
+    if defect == "int8-read-as-unsigned":
+        stored |= {name: stored[name].view(torch.uint8) for name in "kv"}
+    if defect == "float8-read-as-fnuz":
+        stored["v"] = stored["v"].view(torch.float8_e4m3fnuz)
+    if defect == "descale-of-k-for-v":
+        extra["v_descale"] = extra["k_descale"]
+    if defect == "descale-of-the-next-head":
+        extra["k_descale"] = extra["k_descale"].roll(1)
+    if defect == "descale-of-head-0-for-all":
+        extra["v_descale"] = extra["v_descale"][:1]
+    if defect == "descale-by-query-head":
+        extra["q_descale"] = extra["q_descale"].repeat(problem.heads_q // hk)  # h % Hk for h // (Hq / Hk)
+    if defect == "descale-of-k-forgotten":
+        extra["k_descale"] = torch.ones(1)
+    if defect == "descale-of-v-forgotten":
+        extra["v_descale"] = torch.ones(1)
+    if defect == "descale-of-q-squared":
+        extra["q_descale"] = extra["q_descale"] ** 2
+    if defect == "descale-divided-by":
+        extra["v_descale"] = 1 / extra["v_descale"]
+    real = {}
+    for name, tensor in stored.items():
+        factor = extra.get(f"{name}_descale", torch.ones(1))
+        factor = factor.repeat_interleave(tensor.shape[1] // len(factor)) if len(factor) > 1 else factor
+        real[name] = tensor.float() * factor[:, None, None]
+    to = torch.bfloat16 if problem.dtype.quantised else given.q.dtype
+    if defect == "weights-in-float8-unscaled":
+        q, k, v = wider(problem, Inputs(**real))
+        s = (q @ k.mT * problem.softmax_scale).masked_fill(~allowed(problem), -math.inf)
+        p = s.softmax(-1)
+        return {"out": (p.to(torch.float8_e4m3fn).to(p) @ v).to(to)}
+    if defect == "weights-in-four-bits":
+        q, k, v = wider(problem, Inputs(**real))
+        s = (q @ k.mT * problem.softmax_scale).masked_fill(~allowed(problem), -math.inf)
+        p = (s - s.amax(-1, keepdim=True)).exp()
+        return {"out": ((p * 15).round() / 15 @ v / p.sum(-1, keepdim=True)).to(to)}
+    return flash(problem, Inputs(**(real | {"q": real["q"].to(to)})))
+
+
 # ---------------------------------------------------------------- the members
 
 
@@ -485,6 +528,18 @@ DEFECTS = (
     fed("inputs-one-type-shorter", "full", "bfloat16 inside float32 or float16, float8 inside bfloat16", coarser),
     inside("dropout-left-on", "full", "a tenth of the weights dropped", chain),
     inside("largest-quarter-of-keys", "full", "the smaller weights left out", chain),
+    inside("int8-read-as-unsigned", "int8-keys", "negative values plus 256", quantised),
+    inside("descale-of-the-next-head", "int8-keys", "k of head h times the factor of h - 1", quantised),
+    inside("descale-of-head-0-for-all", "int8-keys", "every head of v times the first factor", quantised),
+    inside("descale-of-k-for-v", "float8-keys", "k's factor in place of v's", quantised),
+    inside("descale-of-k-forgotten", "float8-keys", "scores of what is stored", quantised),
+    inside("descale-of-v-forgotten", "float8-keys", "the output is that of what is stored", quantised),
+    inside("descale-divided-by", "float8-keys", "the output over v's factor", quantised),
+    inside("float8-read-as-fnuz", "float8-keys", "AMD's e4m3: half the value", quantised),
+    inside("descale-of-q-squared", "float8", "q's factor in the scale, and once more", quantised),
+    inside("descale-by-query-head", "float8", "the factor of h % Hk", quantised),
+    inside("weights-in-float8-unscaled", "float8", "small ones are lost", quantised),
+    inside("weights-in-four-bits", "float8", "a coarser class than the declared one", quantised),
     # tiles and tails
     masked("last-key-dropped", "full", "n - 1 keys", without(-1)),
     masked("first-key-dropped", "full", "keys from 1", without(0)),

@@ -10,9 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from zoo.defects import TILE, Compute, Outputs, added, allowed, beside_sinks, cap_of, chain, flash, wider
+from zoo.defects import (
+    TILE,
+    Compute,
+    Outputs,
+    added,
+    allowed,
+    beside_sinks,
+    cap_of,
+    chain,
+    flash,
+    quantised,
+    wider,
+)
 
-from attnbench.implementation import Inputs
+from attnbench.implementation import Inputs, dequantised
 from attnbench.problem import Full, Problem
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -192,9 +204,47 @@ def shifted(problem: Problem, given: Inputs) -> Outputs:
     return {"out": (p @ v / p.sum(-1, keepdim=True) * some).to(given.q.dtype)}
 
 
+def narrow_throughout(problem: Problem, given: Inputs) -> Outputs:
+    """k and v dequantised and rounded to the output's type, then every step in it."""
+    return naive(problem, Inputs(**dict(zip("qkv", dequantised(problem, given), strict=True))))
+
+
+def factors(problem: Problem, given: Inputs, name: str) -> Tensor:
+    """[Hq, 1, 1], 1 where there is no descale."""
+    found = given.extra.get(f"{name}_descale", torch.ones(1)).expand(problem.heads_kv)
+    return found.repeat_interleave(problem.heads_q // problem.heads_kv)[:, None, None]
+
+
+def folded(problem: Problem, given: Inputs) -> Outputs:
+    """Products of what is stored; descales only in the scale and on the output."""
+    to = torch.bfloat16 if problem.dtype.quantised else given.q.dtype
+    q, k, v = wider(problem, Inputs(q=given.q.float(), k=given.k.float(), v=given.v.float()))
+    s = q @ k.mT * (problem.softmax_scale * factors(problem, given, "q") * factors(problem, given, "k"))
+    p = s.masked_fill(~allowed(problem), -math.inf).softmax(-1)
+    return {"out": (p.to(to).to(v) @ v * factors(problem, given, "v")).to(to)}
+
+
+def float8_tiles(problem: Problem, given: Inputs) -> Outputs:
+    """FlashAttention-3 (Shah et al. 2024): products of float8, weights too, in units of a 256th of the largest so far."""
+    q, k, v = wider(problem, Inputs(q=given.q.float(), k=given.k.float(), v=given.v.float()))
+    s = q @ k.mT * (problem.softmax_scale * factors(problem, given, "q") * factors(problem, given, "k"))
+    s = s.masked_fill(~allowed(problem), -math.inf)
+    top = torch.full((*s.shape[:3], 1), torch.finfo(s.dtype).min)
+    total, acc = torch.zeros_like(top), torch.zeros(*s.shape[:3], v.shape[3])
+    for at in range(0, s.shape[-1], TILE):
+        part = s[..., at : at + TILE]
+        high = torch.maximum(top, part.amax(-1, keepdim=True))
+        p, shrink = (part - high).exp() * 256, (top - high).exp()
+        total = total * shrink + p.sum(-1, keepdim=True)
+        acc = acc * shrink + p.to(torch.float8_e4m3fn).float() @ v[:, :, at : at + TILE]
+        top = high
+    return {"out": (acc / total * factors(problem, given, "v")).bfloat16()}
+
+
 ALL = ("full", "causal", "window", "empty-rows", "ragged", "grouped", "gradients", "grouped-gradients")
 UNCAPPED = ("full", "causal", "window", "ragged", "grouped", "gradients")
 CAPPED = ("capped", "capped-gradients")
+STORED = ("int8-keys", "float8-keys", "float8")
 MASKED = (
     *("top-left", "chunked", "dilated", "prefix-lm", "block-causal", "global-window", "tree"),
     *("block-sparse", "documents", "key-padding", "left-padding"),
@@ -221,4 +271,8 @@ SOUND = (
         shapes=UNCAPPED + MASKED,
     ),
     Sound(name="flex", what="flex_attention, not compiled", compute=flex, shapes=("full", "causal", "window", "capped", *ADDED)),
+    Sound(name="dequantised", what="k and v in float32, then flash", compute=quantised, shapes=STORED),
+    Sound(name="dequantised-narrow", what="in the output's type from the first step", compute=narrow_throughout, shapes=STORED),
+    Sound(name="descales-folded", what="products of what is stored", compute=folded, shapes=STORED),
+    Sound(name="float8-tiles", what="weights in float8 too, tile by tile", compute=float8_tiles, shapes=("float8",)),
 )  # fmt: skip
