@@ -162,12 +162,13 @@ def make(
         told = ", ".join(map(str, devices))
         first, *_ = next(iter(suite.kinds.values()))
         raise UserError(f"no block of the suite is for {told}", hint=f"one is for {first}: --device {first}")
+    preset = PRESETS[measure.preset]
     return Plan(
         cells=tuple(cells),
         devices=tuple(devices),
         baseline=suite.baseline if suite.baseline in chosen else None,
-        launches=PRESETS[measure.preset].launches if measure.launches is None else measure.launches,
-        budget_s=PRESETS[measure.preset].budget_s if measure.budget_s is None else measure.budget_s,
+        launches=(measure.launches or preset.launches) if preset.launches else 0,
+        budget_s=(measure.budget_s or preset.budget_s) if preset.launches else 0.0,
     )
 
 

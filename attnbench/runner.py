@@ -375,7 +375,8 @@ class Runner:
 
     def _know_peaks(self, device: Device, threads: int, again: bool = False) -> None:
         hurry = self._patience(PEAKS_TIMEOUT_S) < PEAKS_TIMEOUT_S
-        if not self.limits or hurry or (str(device) in self._peaks and not again):
+        untimed = not self.limits or not self.plan.launches
+        if untimed or hurry or (str(device) in self._peaks and not again):
             return
         self._say(f"looking up or measuring what {device} can do at most")
         self._peaks[str(device)], _ = known_peaks(self.server, device, threads, again)
@@ -454,7 +455,7 @@ class Runner:
         """A course of its own for one mode of the cache. Raises `_EndError` where it cannot be had."""
         memory, size = admitted.memory, device.cache_bytes
         course = self._course(admitted.answer["call_s"])
-        if job.cell.cache == "cold":
+        if job.cell.cache == "cold" and self.plan.launches:
             if not size:
                 raise _EndError(Status.UNSUPPORTED, NO_CACHE)
             caching = caches.cold(
@@ -629,6 +630,14 @@ class Runner:
 
     def _finished(self, candidate: Candidate) -> Result:
         answer = candidate.answer
+        if not self.plan.launches:
+            return Result(
+                cell=candidate.planned.cell,
+                status=Status.OK,
+                accuracy=candidate.accuracy,
+                memory=candidate.memory,
+                kernel=answer["kernel"],
+            )
         timing, floor = (
             candidate.course.timing(answer["setup_s"], answer["first_call_s"]),
             self._floor(candidate),

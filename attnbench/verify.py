@@ -14,17 +14,7 @@ from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Device, Implementation, Inputs, Prepared
 from attnbench.inputs import OUTPUTS
 from attnbench.problem import DType, Problem
-from attnbench.records import Accuracy, worst
-
-FACTORS = {"out": (3.0, 2.0), "dq": (5.0, 3.0), "dk": (8.0, 3.0), "dv": (4.0, 5.0)}
-"""Budget in units of the yardstick's error: of the worst row, and of the whole tensor.
-
-Those of the gradients are 1.5 x the largest ratio that a sound algorithm reached in `tests/fit_factors.py`
-(7,680 comparisons each: six algorithms, four dtypes, eleven shapes, five masks, both kinds, three seeds), rounded
-up, and not below those of `out`. The largest ratios are float32's and float64's, where the yardstick has no
-narrower step than a sound algorithm; in half types none exceeded 2, but for dq of torch's flash kernel on CPUs, which
-adds up blocks of keys in bfloat16: 2.0 at 32,768 keys, 2.8 at 65,536.
-"""
+from attnbench.records import FACTORS, Accuracy, worst
 
 LSE_FACTOR = 3.0
 """Likewise of the largest absolute error of a log-sum-exp: that of a row of `out`."""

@@ -45,7 +45,9 @@ def _suite(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--device", action="append", default=[], help="override the suite's devices: cpu, cuda, cuda:1"
     )
-    verb.add_argument("--preset", help="quick, default or gate: how long each cell is measured")
+    verb.add_argument(
+        "--preset", help="quick, default or gate: how long each cell is measured; none: not at all"
+    )
     _choice(verb)
 
 

@@ -35,8 +35,8 @@ def tables_text(
     """Tables and summary for standard output, as wide as the terminal, coloured only there.
 
     Speed-ups are `against` an implementation, or the suite's baseline. Unless `views` asks for others, there are
-    times and memory, in one table where it is a line a cell; and nothing but the summary where no implementation
-    can compute anything here.
+    times and memory, in one table where it is a line a cell, or errors where nothing was timed; and nothing but the
+    summary where no implementation can compute anything here.
     """
     width, color = size()
     base = against or baseline(run)
@@ -50,7 +50,14 @@ def tables_text(
 
 def _views(rows: Sequence[Result]) -> tuple[str, ...]:
     answers = (Status.UNSUPPORTED, Status.UNAVAILABLE)
-    return () if all(row.status in answers for row in rows) else ("time", "memory")
+    if all(row.status in answers for row in rows):
+        return ()
+    return ("error",) if only_verified(rows) else ("time", "memory")
+
+
+def only_verified(rows: Sequence[Result]) -> bool:
+    """Whether cells ended well, but none of them with a time."""
+    return any(row.status is Status.OK for row in rows) and not any(row.timing for row in rows)
 
 
 def baseline(run: Run) -> str | None:
@@ -86,7 +93,10 @@ def progress(stream: TextIO, quiet: bool, decided: int = 0) -> Iterator[Listener
 
 
 def _line(row: Result) -> str:
-    told = seconds_text(row.timing.median_s) if row.timing else f"{row.status}: {row.reason}"
+    if row.timing:
+        told = seconds_text(row.timing.median_s)
+    else:
+        told = f"{row.status}: {row.reason}" if row.reason else f"{row.status}"
     return f"{row.cell.implementation}  {row.cell.problem}  {told}"
 
 

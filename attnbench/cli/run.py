@@ -110,10 +110,13 @@ def main(arguments: argparse.Namespace) -> int:
         )
         rows = job.run()
     results.write_csv(folder, rows, head)
-    for kind, table in (("timing", tables.timing), ("memory", tables.memory)):
-        (folder / f"{kind}.md").write_text(
-            tables.markdown(table(rows, baseline=made.baseline)), encoding="utf-8"
-        )
+    if display.only_verified(rows):
+        shown = {"error": tables.table("error", rows, baseline=made.baseline)}
+    else:
+        shown = {"timing": tables.timing(rows, baseline=made.baseline)}
+        shown["memory"] = tables.memory(rows, baseline=made.baseline)
+    for kind, table in shown.items():
+        (folder / f"{kind}.md").write_text(tables.markdown(table), encoding="utf-8")
     print(display.tables_text(rows, by, head))
     regressed = False
     if against and not job.stopped:

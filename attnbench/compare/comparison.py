@@ -117,8 +117,8 @@ def compare(
         )
     pairs = [_pair(key, outcomes, new.cells.get(key, ())) for key, outcomes in base.cells.items()]
     pairs += [_pair(key, (), outcomes) for key, outcomes in new.cells.items() if key not in base.cells]
-    ok = Status.OK
-    timed = [pair for pair in pairs if pair.base.status is pair.new.status is ok]
+    unclear = Verdict.UNCLEAR
+    timed = [pair for pair in pairs if pair.verdict is unclear]
     _judge(timed, base, new, margin, turns or {})
     order = {verdict: place for place, verdict in enumerate(Verdict)}
     for pair in pairs:
@@ -144,7 +144,9 @@ def _pair(key: CellKey, base: Sequence[Outcome], new: Sequence[Outcome]) -> Pair
     if verdict is not None:
         return Pair(key, before, now, verdict)
     memory, accuracy = memory_change(before, now), accuracy_change(before, now)
-    return Pair(key, before, now, Verdict.UNCLEAR, memory=memory, accuracy=accuracy)
+    timed = before.median_s is not None and now.median_s is not None
+    verdict = Verdict.UNCLEAR if timed else Verdict.NOT_TIMED
+    return Pair(key, before, now, verdict, memory=memory, accuracy=accuracy)
 
 
 def _regressions(pair: Pair) -> tuple[str, ...]:

@@ -64,9 +64,10 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
     if worst.status is not Status.OK:
         return worst._replace(runs=len(outcomes))
     right = [outcome for outcome in outcomes if outcome.status is Status.OK]
+    medians = [outcome.median_s for outcome in right if outcome.median_s is not None]
     return Outcome(
         status=Status.OK,
-        median_s=statistics.geometric_mean([outcome.median_s or 0.0 for outcome in right]),
+        median_s=statistics.geometric_mean(medians) if len(medians) == len(right) else None,
         workspace_bytes=_middle([outcome.workspace_bytes for outcome in right]),
         memory_method=right[0].memory_method,
         err_row=_middle([outcome.err_row for outcome in right]),

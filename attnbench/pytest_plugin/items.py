@@ -87,7 +87,8 @@ class Cell(pytest.Item):
         columns = self.bench.columns(row)
         if row.status is not Status.OK:
             pytest.fail(_failure(columns), pytrace=False)
-        benchmark.record(self, row, columns)
+        if row.timing:
+            benchmark.record(self, row, columns)
 
 
 SHOWN = (

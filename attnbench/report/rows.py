@@ -8,12 +8,11 @@ from typing import Any
 from attnbench import results
 from attnbench.estimates import Interval
 from attnbench.problem import Direction, Problem
-from attnbench.records import Accuracy, Result, Run, Status
+from attnbench.records import Result, Run, Status, budget_share
 from attnbench.tables.axes import JOB_AXES, PROBLEM_AXES, said, values_of
 from attnbench.tables.contests import by_time, combined, contest, of_time, uncertainty
 from attnbench.tables.reasons import kind, reasons, short
 from attnbench.units import bytes_text, rate_text, seconds_text
-from attnbench.verify import FACTORS
 
 FIGURES = ("time", "ratio", "winners", "throughput", "memory", "workspace", "accuracy")
 """Names of the figures, in their order on the page."""
@@ -131,19 +130,6 @@ def _derived(result: Result, row: Row) -> Row:
         "ratio_low": None,
         "ratio_high": None,
     }
-
-
-def budget_share(accuracy: Accuracy, direction: Direction) -> float | None:
-    """The error over what is allowed: the larger of worst row and whole tensor; above 1 is wrong.
-
-    None where nothing is allowed, which only a file says that was not written by attnbench.
-    With gradients a row holds the largest errors of several tensors, each with factors of its own: then it is the
-    share of the loosest, and the true one may be larger.
-    """
-    plain = direction in (Direction.FORWARD, Direction.INFERENCE)
-    row, rms = (max(f[i] for n, f in FACTORS.items() if not plain or n == "out") for i in (0, 1))
-    allowed = row * accuracy.yardstick_row, rms * accuracy.yardstick_rms
-    return max(accuracy.row / allowed[0], accuracy.rms / allowed[1]) if all(allowed) else None
 
 
 def _ratio(result: Result, base: Result) -> Row:

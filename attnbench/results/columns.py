@@ -32,7 +32,7 @@ device_name      | text    |        | the device's model
 threads          | integer |        | CPU threads that the implementation may use
 cache            | text    |        | `warm`: caches as the previous call left them; `cold`: inputs not in the cache
 clock            | text    |        | `wall`: the host's clock; `events`: CUDA events; `graph`: a CUDA graph of several calls
-preset           | text    |        | `quick`, `default` or `gate`: how long each cell is measured
+preset           | text    |        | `quick`, `default` or `gate`: how long each cell is measured; `none`: it is only verified
 protocol_version | integer |        | numbers of different protocols may not be compared
 seed             | integer |        | of the inputs and of the order of measuring
 mechanism        | text    |        | how weights come from q and k

@@ -238,7 +238,7 @@ class _Columns:
         for row, (text, median) in enumerate(zip(self.texts["status"], medians, strict=True)):
             if (status := known.get(text)) is None:
                 raise self.wrong(row, f"column `status`: unknown status {text!r}", suggestion(text, known))
-            if status is ok and median is None:
+            if status is ok and median is None and not (text and self.texts["err_row"][row]):
                 raise self.wrong(
                     row,
                     "column `median_s` is empty",

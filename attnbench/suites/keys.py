@@ -90,7 +90,7 @@ MODEL_KEYS: Mapping[str, Key] = {
     for name in GEOMETRY_KEYS
 }
 MEASURE_KEYS: Mapping[str, Key] = {
-    "preset": Key("text", "default", "launches and budget: " + ", ".join(
+    "preset": Key("text", "default", "launches and budget, without any of which cells are only verified: " + ", ".join(
         f"{name} {p.launches} and {p.budget_s:g}s" for name, p in PRESETS.items()), choices=tuple(PRESETS)),
     "launches": Key("integer", "the preset's", "fresh processes that a cell is measured in", least=1),
     "budget": Key("duration", "the preset's", "measuring of one cell, over all launches",

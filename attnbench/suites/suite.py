@@ -13,12 +13,13 @@ class Preset:
     """How much measuring a cell gets."""
 
     launches: int
-    """Fresh processes."""
+    """Fresh processes. Without any, a cell is only verified."""
     budget_s: float
     """Over all launches."""
 
 
 PRESETS: Mapping[str, Preset] = {
+    "none": Preset(launches=0, budget_s=0.0),
     "quick": Preset(launches=1, budget_s=0.5),
     "default": Preset(launches=3, budget_s=3.0),
     "gate": Preset(launches=5, budget_s=15.0),

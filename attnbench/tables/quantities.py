@@ -8,7 +8,7 @@ from attnbench import costs
 from attnbench.errors import UserError
 from attnbench.estimates import Interval
 from attnbench.problem import Problem, suggestion
-from attnbench.records import Result, Status
+from attnbench.records import Result, Status, budget_share
 from attnbench.tables.contests import (
     BEST,
     NOISY,
@@ -32,6 +32,7 @@ VIEWS = {
     "tflops": "floating-point operations per second, `flops` over the median",
     "gbps": "bytes per second, `least_bytes` over the median",
     "memory": "workspace, beside the bytes of inputs and outputs",
+    "error": "error over what is allowed",
 }
 """Views and what they show."""
 
@@ -83,6 +84,16 @@ def quantity(name: str, results: Sequence[Result], baseline: str | None) -> Quan
                 BYTE_RATE_UNITS,
                 _least_bytes,
             )
+        case "error":
+            return Quantity(
+                title="Error over what is allowed, of the worst row or the whole tensor; above 1 is wrong",
+                units=(("", 1.0),),
+                interval=_error,
+                standings=lambda _: Standings(marks={}),
+                missing="not measured",
+                text=_share,
+                timed=False,
+            )
         case _:
             return Quantity(
                 title="Workspace of one call: peak memory less inputs and outputs",
@@ -96,6 +107,19 @@ def quantity(name: str, results: Sequence[Result], baseline: str | None) -> Quan
 
 def _workspace(result: Result) -> Interval | None:
     return Interval(location=result.memory.workspace_bytes, low=None, high=None) if result.memory else None
+
+
+def _error(result: Result) -> Interval | None:
+    """Of an approximation it may be above 1."""
+    if result.accuracy is None:
+        return None
+    share = budget_share(result.accuracy, Problem.parse(result.cell.problem).direction)
+    return None if share is None else Interval(location=share, low=None, high=None)
+
+
+def _share(value: float) -> str:
+    """Two digits are all that a seed leaves alike."""
+    return f"{value:.2g}"
 
 
 @lru_cache(maxsize=4096)

@@ -114,7 +114,7 @@ def table(view: str, results: Sequence[Result], *, by: By = None, baseline: str 
     order = {contest(result): place for place, result in reversed([*enumerate(results)])}
     shown.sort(key=lambda r: (order[contest(r)], r.cell.implementation != baseline))
     cells = [values_of(result) for result in shown]
-    if not of.timed:
+    if view == "memory":
         _add_footprints(cells, shown)
     place = layout(cells, by)
     standings, ends = of.standings(shown), reasons(shown)
