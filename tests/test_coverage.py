@@ -76,9 +76,12 @@ AXES = {
         "direction=backward modifiers=sinks",
     ],
     "Element types": [
-        *named("dtype", DType),
+        *named("dtype", (dtype for dtype in DType if dtype is not DType.INT8)),  # of k and v only
+        "dtype=float8_e4m3 descale=head",
         "dtype=bfloat16 kv_dtype=float8_e4m3",
         "dtype=bfloat16 kv_dtype=int8",
+        "dtype=float32 kv_dtype=int8 descale=head",
+        "dtype=float32 kv_dtype=float16",
     ],
     "Dropout": ["dropout=0", "dropout=0.1"],
     "Mechanisms": named("mechanism", MECHANISMS),
@@ -96,7 +99,6 @@ GAPS = (
     "direction=backward modifiers=bias:grad=1",
     "direction=backward modifiers=relative-bias",
     "direction=backward modifiers=sinks",
-    "dtype=int8",
     "dropout=0.1",
 )
 """What nobody computes yet. Who closes one takes its line away and writes the table anew."""
