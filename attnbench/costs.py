@@ -111,10 +111,8 @@ def flops(problem: Problem) -> float | None:
     """Floating-point operations: 2 * pairs * (D + Dv) per query head, backward 2.5 times that.
 
     The convention of flash-attention's and everybody's tables: only the two matrix products count. What mechanisms
-    other than softmax and dot do beside them counts too; they have no count of a backward pass yet, and None.
+    other than softmax and dot do beside them counts too, and by the same convention 2.5 times backward.
     """
-    if WORK[problem.direction] > 1 and not _plain(problem):
-        return None
     return WORK[problem.direction] * _forward(problem)
 
 
@@ -201,11 +199,13 @@ def _parameters(problem: Problem) -> int:
 def least_bytes(problem: Problem) -> int:
     """Bytes that any implementation must move: each input read once, each output written once.
 
-    Forward reads q, k, v and writes out. Backward reads these four and dout, and writes dq, dk, dv.
+    Forward reads q, k, v, the parameters and writes out. Backward reads these and dout, and writes dq, dk, dv and the
+    gradients of what is learned.
     """
     part = tensor_bytes(problem)
     forward = sum(part.values())
-    backward = forward + part["out"] + part["q"] + part["k"] + part["v"]
+    learned = sum(math.prod(problem.parameters[name].shape) for name in problem.learned) * problem.dtype.bytes
+    backward = forward + part["out"] + part["q"] + part["k"] + part["v"] + learned
     match problem.direction:
         case Direction.BACKWARD:
             return backward

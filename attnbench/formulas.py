@@ -5,6 +5,7 @@ Letters: g groups of G query heads over one key/value head, r query rows, n keys
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class Block:
     keys: Tensor
     """[n]"""
     extra: Mapping[str, Tensor]
+    apart: bool = False
+    """Whether slopes are to be as large as their terms are apart, for the sizes of gradients: 1 - tanh^2 may cancel."""
 
 
 def terms(problem: Problem, block: Block, dtype: torch.dtype, rnd: Rounding) -> Iterator[Tensor]:
@@ -71,22 +74,16 @@ def sinks(problem: Problem, block: Block, dtype: torch.dtype) -> Tensor | None:
 
 
 def weights(
-    problem: Problem,
-    q: Tensor,
-    k: Tensor,
-    allowed: Tensor | None,
-    block: Block,
-    rnd: Rounding,
-    product: Product,
+    problem: Problem, s: Tensor, near: Tensor | None, allowed: Tensor | None, rnd: Rounding
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weights [g, G r, n] of a mechanism other than softmax and dot, those that errors are measured by, and the size
     of the largest score.
 
-    `q` [g, G r, D], `k` [g, n, D], `allowed` [r, n]. The first two differ where a Gaussian takes most of a row's weight:
-    its place is rounded, so that what is left of such a row is not known to so many digits.
+    `s` are the `scores`, which are overwritten, `near` is the `gaussian`, `allowed` [r, n]. The first two differ where a
+    Gaussian takes most of a row's weight: its place is rounded, so that what is left of such a row is not known to so
+    many digits.
     """
     mechanism = problem.mechanism
-    s = _scores(problem, q, k, block, rnd, product)
     if allowed is not None:
         least = 0.0 if isinstance(mechanism, Linear) else -torch.inf
         torch.unflatten(s, 1, (-1, len(allowed))).masked_fill_(~allowed, least)
@@ -109,12 +106,13 @@ def weights(
     largest = top.abs().amax()
     if isinstance(mechanism, LocalGaussian):  # its place is rounded as a score of Sk / sigma is
         assert problem.uniform is not None
-        near = rnd(p * _gaussian(problem, mechanism, q, block, rnd, product))
-        return near, p, largest.clamp(min=2 * problem.uniform[1] / mechanism.window)
+        assert near is not None
+        return rnd(p * near), p, largest.clamp(min=2 * problem.uniform[1] / mechanism.window)
     return p, p, largest
 
 
-def _scores(problem: Problem, q: Tensor, k: Tensor, block: Block, rnd: Rounding, product: Product) -> Tensor:
+def scores(problem: Problem, q: Tensor, k: Tensor, block: Block, rnd: Rounding, product: Product) -> Tensor:
+    """Of q [g, G r, D] and k [g, n, D] by a mechanism, before the mask: [g, G r, n]. It may be differentiated."""
     match problem.mechanism:
         case General():
             return rnd(product(_by_head(q, block, "w", rnd, product), k.mT))
@@ -143,9 +141,32 @@ def _additive(q: Tensor, k: Tensor, block: Block, rnd: Rounding, product: Produc
     w = block.extra["w"].to(q)[block.heads]  # [g, G, M]
     s = q.new_zeros(*of_q.shape[:3], of_k.shape[2])
     for unit in range(w.shape[-1]):
-        bent = rnd(rnd(of_q[..., unit, None] + of_k[..., None, :, unit]).tanh_())
+        bent = _bent(rnd(of_q[..., unit, None] + of_k[..., None, :, unit]), block, rnd)
         s.addcmul_(bent, w[..., unit, None, None])
     return rnd(s).flatten(1, 2)
+
+
+class _Bent(torch.autograd.Function):
+    """tanh or the logistic function y, whose slope is taken of the rounded y, as a device has it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rnd: Rounding, sigmoid: bool, apart: bool) -> Tensor:
+        y = rnd(x.sigmoid() if sigmoid else x.tanh())
+        ctx.save_for_backward(y)
+        ctx.sigmoid, ctx.apart = sigmoid, apart
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (y,) = ctx.saved_tensors
+        one, other = (y, y * y) if ctx.sigmoid else (torch.ones_like(y), y * y)
+        slope = (one.square() + other.square()).sqrt() if ctx.apart else one - other
+        return grads[0] * slope, None, None, None
+
+
+def _bent(x: Tensor, block: Block, rnd: Rounding, sigmoid: bool = False) -> Tensor:
+    found: Tensor = _Bent.apply(x, rnd, sigmoid, block.apart)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _feature(x: Tensor, rnd: Rounding) -> Tensor:
@@ -153,22 +174,21 @@ def _feature(x: Tensor, rnd: Rounding) -> Tensor:
     return rnd(torch.where(x > 0, x + 1, x.clamp(max=0).exp()))
 
 
-def _gaussian(
-    problem: Problem,
-    mechanism: LocalGaussian,
-    q: Tensor,
-    block: Block,
-    rnd: Rounding,
-    product: Product,
-) -> Tensor:
-    """exp(-(j - c)^2 / 2 sigma^2), c = Sk sigmoid(v_p . tanh(q W_p)): [g, G r, n]."""
+def gaussian(problem: Problem, q: Tensor, block: Block, rnd: Rounding, product: Product) -> Tensor | None:
+    """exp(-(j - c)^2 / 2 sigma^2), c = Sk sigmoid(v_p . tanh(q W_p)): [g, G r, n]; None but for local-gaussian.
+
+    It may be differentiated.
+    """
+    mechanism = problem.mechanism
+    if not isinstance(mechanism, LocalGaussian):
+        return None
     assert problem.uniform is not None
-    bent = rnd(_by_head(q, block, "w_p", rnd, product).tanh_())
+    bent = _bent(_by_head(q, block, "w_p", rnd, product), block, rnd)
     v_p = block.extra["v_p"].to(q)[block.heads][..., None]  # [g, G, D, 1]
     place = rnd(product(torch.unflatten(bent, 1, (block.heads.shape[1], -1)), v_p)).flatten(
         1, 2
     )  # [g, G r, 1]
-    centre = rnd(rnd(place.sigmoid_()) * problem.uniform[1])
+    centre = rnd(_bent(place, block, rnd, sigmoid=True) * problem.uniform[1])
     off = rnd(rnd(block.keys - centre) / (mechanism.window / 2))
     return rnd(rnd(off.square_().div_(-2)).exp_())
 

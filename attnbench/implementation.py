@@ -69,7 +69,8 @@ class Prepared:
     read: Callable[[Any], Any] = _identity
     """Outside the clock: what `step` returned -> torch tensors in the implementation's format.
 
-    `forward` -> out; `backward` -> (dq, dk, dv); `forward_backward` -> (out, dq, dk, dv).
+    `forward` -> out; `backward` -> (dq, dk, dv); `forward_backward` -> (out, dq, dk, dv). Then the gradients of the
+    parameters in `problem.learned`, in their order and shapes.
     """
     lse: "Callable[[Any], torch.Tensor] | None" = None
     """Outside the clock, where `step` returns it too: what `step` returned -> natural log-sum-exp of the scaled scores
@@ -244,21 +245,24 @@ def dequantised(
 
 
 def differentiable(
-    attend: "Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]",
+    attend: "Callable[..., torch.Tensor]",
     problem: Problem,
     inputs: Inputs,
     kernel: str = "",
 ) -> Prepared:
     """A `Prepared` for a differentiable torch function, in the direction that the problem asks for.
 
-    `attend(q, k, v) -> out` gets the inputs in the implementation's format; those that are stored in another type than
-    that of the output as `dequantised` makes them of `bhsd`, inside the call. The backward pass is
-    torch's own; in `backward` the forward pass runs outside the clock and its graph is kept.
+    `attend(q, k, v, **extra) -> out` gets the inputs in the implementation's format, and the parameters by their
+    names: it must take them from there, for the gradients of some are asked for (`problem.learned`). What is stored in
+    another type than that of the output is as `dequantised` makes it of `bhsd`, inside the call. The backward
+    pass is torch's own; in `backward` the forward pass runs outside the clock and its graph is kept.
     """
     apart = problem.stored_apart
+    extra = {name: tensor for name, tensor in inputs.extra.items() if not name.endswith("_descale")}
 
     def forward() -> "torch.Tensor":
-        return attend(*dequantised(problem, inputs)) if apart else attend(inputs.q, inputs.k, inputs.v)
+        qkv = dequantised(problem, inputs) if apart else (inputs.q, inputs.k, inputs.v)
+        return attend(*qkv, **extra)
 
     if problem.direction is Direction.FORWARD:
         return Prepared(step=forward, kernel=kernel)
@@ -273,22 +277,26 @@ def differentiable(
         return Prepared(step=infer, kernel=kernel)
     dout = inputs.dout
     assert dout is not None
-    leaves = tuple(t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+    qkv = tuple(t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+    learned = {name: extra[name].detach().requires_grad_() for name in problem.learned}
+    extra |= learned
+    leaves = (*qkv, *learned.values())
+    zeros = bool(learned)  # for what such a problem does not look at, as the keys of the mechanism location
     if problem.direction is Direction.FORWARD_BACKWARD:
 
         def both() -> tuple[torch.Tensor, ...]:
-            out = attend(*leaves)
-            return (out.detach(), *torch.autograd.grad(out, leaves, dout))
+            out = attend(*qkv, **extra)
+            return (out.detach(), *torch.autograd.grad(out, leaves, dout, materialize_grads=zeros))
 
         return Prepared(step=both, kernel=kernel)
     graph: list[torch.Tensor] = []
 
     def refresh() -> None:
         graph.clear()  # the old graph's memory first
-        graph.append(attend(*leaves))
+        graph.append(attend(*qkv, **extra))
 
     def backward() -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(graph[0], leaves, dout, retain_graph=True)
+        return torch.autograd.grad(graph[0], leaves, dout, retain_graph=True, materialize_grads=zeros)
 
     refresh()
     return Prepared(step=backward, refresh=refresh, kernel=kernel)

@@ -14,7 +14,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from attnbench import costs, elements
+from attnbench import costs, elements, rotations
 from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Inputs
 from attnbench.problem import Descale, Direction, DType, Linear, Mask, Parameter, Problem
@@ -26,13 +26,31 @@ COUNTED = ("normal", "peaked")
 """Kinds whose errors enter the results. Those of `large` are judged alone: as every row is one row of v, they are
 small beside a floor that grows with the scores."""
 
+READ_OUT = ("peaked",)
+"""Kinds whose values are unit vectors where weights are dropped: row j of v is the j-th but `start`, of the keys `start` to
+`start` + Dv, and 0 of the others. What is dropped is read from the output then; in other inputs, such as those that are timed, v is
+as ever."""
+
+
+def counted(problem: Problem) -> tuple[str, ...]:
+    """Kinds whose errors enter the results."""
+    return tuple(kind for kind in COUNTED if kind in READ_OUT or not problem.dropout)
+
+
 OUTPUTS = {
     Direction.FORWARD: ("out",),
     Direction.INFERENCE: ("out",),
     Direction.BACKWARD: ("dq", "dk", "dv"),
     Direction.FORWARD_BACKWARD: ("out", "dq", "dk", "dv"),
 }
-"""What a call returns, in this order."""
+"""What a call returns of a problem without parameters, in this order."""
+
+
+def outputs(problem: Problem) -> tuple[str, ...]:
+    """What a call returns, in this order."""
+    names = OUTPUTS[problem.direction]
+    return (*names, *(f"d{name}" for name in problem.learned)) if "dq" in names else names
+
 
 _CHUNK = 2**22  # elements that are made, or read for a checksum, at once
 
@@ -115,6 +133,10 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
         k.mul_(LINEAR)
     elif kind == "large":
         _shift(q, k, problem, generator)
+    if kind in READ_OUT and problem.dropout:
+        _unit_vectors(canonical(inputs.v, qkv_format), generator)
+    if kind != "normal" and problem.modifier("rotary") is not None:
+        _turn_back(q, k, problem)
     for name, tensor in inputs.extra.items():
         # of a seed, generators for CPUs take 32 bits
         own = torch.Generator(inputs.q.device).manual_seed(crc32(f"{first} {name}".encode()))
@@ -181,6 +203,24 @@ def _chunks(tensor: Tensor) -> Iterator[Tensor]:
             yield member[start : start + heads]
 
 
+def _turn_back(q: Tensor, k: Tensor, problem: Problem) -> None:
+    """Turn queries and keys back, so that what the modifier rotary makes of them are those that point at each other."""
+    for tensor, first in ((q, k.shape[2] - q.shape[2]), (k, 0)):
+        positions = torch.arange(first, first + tensor.shape[2], device=tensor.device)
+        cos, sin = (table.to(_wide(tensor)) for table in rotations.back(rotations.exact(problem, positions)))
+        for part in _chunks(tensor):
+            part.copy_(rotations.turned(part.to(_wide(part)), (cos, sin)))
+
+
+def _unit_vectors(v: Tensor, generator: torch.Generator) -> None:
+    """Make v [B, Hk, Sk, Dv] read out the weights of Dv neighbouring keys at a random place, the same in all heads, so that
+    heads can be compared."""
+    _, _, sk, width = v.shape
+    start = int(torch.randint(max(0, sk - width) + 1, (1,), generator=generator, device=v.device))
+    v.zero_()
+    v[:, :, start : start + width].diagonal(dim1=-2, dim2=-1).fill_(1)
+
+
 PEAK = 12.0
 """Score that a query of the `peaked` kind gives each key it points at; those of the others are about N(0, 1)
 and a small multiple of it. Less moves less weight, more makes the yardstick itself worse (8 to 24 tried)."""
@@ -231,6 +271,9 @@ the weight whatever such scores are rounded to, and that in float32 another tile
 HEAVY_WITH_GRADIENTS = 32.0
 """Likewise where gradients are asked for. A backward pass may add up the score in another order than the forward
 pass, whose log-sum-exp it takes: at 110 and D = 128, sound ones exceeded the budget of dv by a tenth."""
+FARTHER = 8.0
+"""Times as heavy where q and k are turned in half types, and rounded then, so that scores are off by 2^-8 of their size: a
+key that scores 2 % less than the heavy one must still be far behind."""
 LINEAR = 8.0
 """Factor of q and k of the mechanism linear in their place: no exponential of its overflows, and the coordinate that all
 keys would share is a constant, of which a sum in order errs by more than one of random terms (1.5 x the budget at 512)."""
@@ -250,6 +293,8 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     i, chosen = torch.arange(sq, device=q.device), torch.empty(0)
     chance = torch.rand(sq, generator=generator, device=q.device, dtype=torch.float64)
     size, heavy, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), HEAVY, 1.0
+    if problem.modifier("rotary") is not None and problem.dtype.bytes == 2:
+        heavy *= FARTHER
     if "dq" in OUTPUTS[problem.direction]:
         heavy = HEAVY_WITH_GRADIENTS
         unit = min(unit, (problem.softcap or math.inf) / (size + heavy))
@@ -346,6 +391,21 @@ class Sample:
         batch, head = torch.tensor(self.groups, device=tensor.device).unbind(1)
         return elements.bits(tensor)[batch, head].view(tensor.dtype)
 
+    def planes(self, count: int) -> list[int]:
+        """Of so many planes, one for each query head, those of the groups; the one where all heads share it."""
+        shared, heads = count // self.heads_kv, sorted({head for _, head in self.groups})
+        return [head * shared + place for head in heads for place in range(shared)] or [0]
+
+    def parameter(self, name: str, tensor: Tensor) -> Tensor:
+        """The gradient of the parameter `name`, whose rows lie along the last axis, at least 2-D.
+
+        All of it, because dout is zero outside the sample; of a bias [heads, Sq, Sk] the planes of the sampled heads
+        and the sampled rows.
+        """
+        if name == "bias":
+            return tensor[self.planes(len(tensor))][:, list(self.rows)]
+        return tensor if tensor.ndim > 1 else tensor[None]
+
     def keep(self, tensor: Tensor) -> None:
         """Zero, in place, what lies outside the sample in [B, Hq, Sq, n]."""
         kept = self.queries(tensor)
@@ -390,9 +450,12 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
         share = len(rows) * len(picked) / (sq * len(groups))
         return Sample(groups=tuple(sorted(picked)), rows=rows, heads_kv=problem.heads_kv, share=share)
 
+    planes = 2 * sk if "bias" in problem.learned and gradients else 0  # its gradient, and the size of that
+
     def most(rows: int) -> int:
         """Groups of so many rows that the memory bound allows."""
-        return max(2, MEMORY_BYTES // (8 * width * (shared * rows + (sk if gradients else 0))))
+        held = width * (shared * rows + (sk if gradients else 0)) + planes * shared * rows
+        return max(2, MEMORY_BYTES // (8 * held))
 
     whole = costs.explicit_flops(problem)
     exact = whole * 3.5 / costs.WORK[problem.direction] if gradients else whole
@@ -448,10 +511,14 @@ def mask_dout(inputs: Inputs, sample: Sample, qkv_format: str) -> None:
 def pick(tensors: tuple[Tensor, ...], problem: Problem, sample: Sample, qkv_format: str) -> dict[str, Tensor]:
     """The sampled parts of a call's outputs, contiguous in CPU memory and of their own dtype.
 
-    `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv].
+    `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv], and `d<name>` of each
+    parameter that is learned, as `Sample.parameter` has it.
     """
     found = {}
-    for name, tensor in zip(OUTPUTS[problem.direction], tensors, strict=True):
+    for name, tensor in zip(outputs(problem), tensors, strict=True):
+        if name[1:] in problem.learned:
+            found[name] = sample.parameter(name[1:], tensor.detach()).cpu().contiguous()
+            continue
         part = sample.keys if name in ("dk", "dv") else sample.queries
         found[name] = part(canonical(tensor.detach(), qkv_format)).cpu().contiguous()
     return found

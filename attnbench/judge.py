@@ -52,6 +52,7 @@ class Judge:
                 reference.oracle(self.problem, made, self.sample),
                 reference.yardstick(self.problem, made, self.sample),
                 self.sample.share,
+                kind,
             )
         return self._known[kind]
 
@@ -61,5 +62,5 @@ class Judge:
         actual = torch.load(message["path"], weights_only=True)
         os.unlink(message["path"])
         accuracy, reason = self.standard(message["kind"]).compare(actual)
-        counts = reason is not None or message["kind"] in inputs.COUNTED
+        counts = reason is not None or message["kind"] in inputs.counted(self.problem)
         return {"accuracy": dataclasses.asdict(accuracy) if counts else None, "wrong": reason}

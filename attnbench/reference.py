@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attnbench import formulas
+from attnbench import formulas, gradients, rotations
 from attnbench.elements import TORCH_DTYPES, through_float8
 from attnbench.formulas import Block, Product, Rounding
 from attnbench.implementation import Inputs
-from attnbench.problem import Direction, Dot, DType, Full, MultiHead, Problem, Softmax
+from attnbench.problem import Additive, Direction, Dot, DType, Full, MultiHead, Problem, Softmax
 
 if TYPE_CHECKING:
     from attnbench.inputs import Sample
@@ -109,7 +109,7 @@ def _blocks(problem: Problem, sample: "Sample", device: torch.device, b: int) ->
     b, and which of the keys each may: [r, n], or None for all. Rows that may attend to none are in no block."""
     assert problem.uniform is not None
     sq, sk = problem.uniform
-    count = min(_ROWS, max(1, _BLOCK // (problem.heads_q // problem.heads_kv * sk)))
+    count = min(_ROWS, max(1, _at_once(problem) // (problem.heads_q // problem.heads_kv * sk)))
     rows = torch.tensor(sample.rows, device=device)
     blocks: list[_Block] = []
     for start in range(0, len(rows), count):
@@ -141,7 +141,7 @@ def _compute(
 ) -> dict[str, Tensor]:
     """Compute in `dtype`; `rnd` rounds the result of each step."""
     sk, shared, total = inputs.k.shape[2], problem.heads_q // problem.heads_kv, len(sample.groups)
-    together = max(1, _BLOCK // (shared * min(len(sample.rows), _ROWS) * sk))  # groups at once
+    together = max(1, _at_once(problem) // (shared * min(len(sample.rows), _ROWS) * sk))  # groups at once
     shapes = {
         "out": (total, shared, len(sample.rows), problem.head_dim_v),
         "dq": (total, shared, len(sample.rows), problem.head_dim),
@@ -150,6 +150,7 @@ def _compute(
     }
     names = ["out"] if problem.direction is not Direction.BACKWARD else []
     names += ["dq", "dk", "dv"] if inputs.dout is not None else []
+    learned = _learned(problem, sample) if inputs.dout is not None else {}
     if sizes:
         shapes |= {f"{name}_size": (*shape[:-1], 1) for name, shape in shapes.items()}
         names += [*(f"{name}_size" for name in names), "top_score"]
@@ -159,14 +160,19 @@ def _compute(
         names.append("lse")
         results["lse"] = torch.full((total, shared, len(sample.rows)), -torch.inf).to(results[names[0]])
     device = inputs.q.device
+    sums = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in learned.items()}
+    of_squares = {name: torch.zeros_like(tensor) for name, tensor in sums.items() if sizes}
+    planes = torch.tensor(sample.planes(problem.heads_q), device=device)
     queries, all_keys = torch.tensor(sample.rows, device=device), torch.arange(sk, device=device)
+    turns = _turns(problem, queries, all_keys, dtype, rnd, exact=sizes)
 
     def real(name: str, stored: Tensor, heads_kv: Tensor) -> Tensor:
         """What is meant by `stored` [g, ...] of these heads [g]."""
         wide, descale = stored.to(dtype), inputs.extra.get(f"{name}_descale")
         if descale is not None:
             wide *= descale.to(dtype).expand(problem.heads_kv)[heads_kv].view(-1, *[1] * (wide.ndim - 1))
-        return rnd(wide) if problem.stored_apart else wide
+        wide = rnd(wide) if problem.stored_apart else wide
+        return rotations.turned(wide, turns[f"d{name}"], rnd) if f"d{name}" in turns else wide
 
     for here, blocks in _portions(problem, sample, together, device):
         part = replace(sample, groups=sample.groups[here])
@@ -179,15 +185,12 @@ def _compute(
         dout = None if inputs.dout is None else part.queries(inputs.dout).to(dtype)
         heads = heads_kv[:, None] * shared + torch.arange(shared, device=device)
         for rows, keys, allowed in blocks:
+            block = Block(
+                heads=heads, heads_kv=heads_kv, rows=queries[rows], keys=all_keys[keys], extra=inputs.extra
+            )
             found = _attend(
                 problem,
-                Block(
-                    heads=heads,
-                    heads_kv=heads_kv,
-                    rows=queries[rows],
-                    keys=all_keys[keys],
-                    extra=inputs.extra,
-                ),
+                block,
                 q[:, :, rows].flatten(1, 2),
                 k[:, keys],
                 v[:, keys],
@@ -205,10 +208,58 @@ def _compute(
                     results[name][here, :, rows] = torch.unflatten(tensor, 1, (shared, -1))
                 else:
                     results[name][here, keys] += tensor
-    for name in names:
+            if not isinstance(problem.mechanism, Softmax | Dot):
+                for name, tensor in sums.items():
+                    tensor += found[name].view(tensor.shape)
+                for name, tensor in of_squares.items():
+                    tensor += found[f"{name}_size"].view(tensor.shape)
+                continue
+            place = torch.searchsorted(planes, heads.flatten()), rows, keys
+            for end, into in (("", sums), ("_size", of_squares)):
+                if into:
+                    ds, dsink = found[f"ds{end}"], found.get(f"dsink{end}")
+                    gradients.add_modifiers(problem, block, place, ds, dsink, into)
+    for name in turns.keys() & results.keys():  # the gradients of q and k before they were turned
+        for tensor in results[name]:
+            tensor.copy_(rotations.turned(rnd(tensor), rotations.back(turns[name]), rnd))
+    results |= sums | {f"{name}_size": tensor for name, tensor in of_squares.items()}
+    for name in results:
         if name.endswith("_size"):
-            results[name] = results[name].squeeze(-1).sqrt()
+            results[name] = results[name].sum(-1).sqrt()
     return results
+
+
+def _at_once(problem: Problem) -> int:
+    """Scores that are held at once: fewer where each keeps a number of every hidden unit for its gradient."""
+    forward = problem.direction in (Direction.FORWARD, Direction.INFERENCE)
+    additive = problem.mechanism if isinstance(problem.mechanism, Additive) and not forward else None
+    return _BLOCK // (additive.width(problem) if additive else 1)
+
+
+def _turns(
+    problem: Problem, rows: Tensor, keys: Tensor, dtype: torch.dtype, rnd: Rounding, *, exact: bool
+) -> dict[str, rotations.Turns]:
+    """How the modifier rotary turns the sampled queries (`dq`) and the keys (`dk`); empty without it."""
+    assert problem.uniform is not None
+    if problem.modifier("rotary") is None:
+        return {}
+    sq, sk = problem.uniform
+    found = {}
+    for name, positions in (("dq", rows + (sk - sq)), ("dk", keys)):
+        cos, sin = (
+            rotations.exact(problem, positions) if exact else rotations.plain(problem, positions, dtype)
+        )
+        found[name] = rnd(cos), rnd(sin)
+    return found
+
+
+def _learned(problem: Problem, sample: "Sample") -> dict[str, tuple[int, ...]]:
+    """Shapes of the gradients of the parameters, as `Sample.parameter` returns them."""
+    shapes = {f"d{name}": problem.parameters[name].shape for name in problem.learned}
+    if "dbias" in shapes:
+        count, _, sk = shapes["dbias"]
+        shapes["dbias"] = len(sample.planes(count)), len(sample.rows), sk
+    return {name: shape if len(shape) > 1 else (1, *shape) for name, shape in shapes.items()}
 
 
 def _projected(
@@ -220,53 +271,93 @@ def _projected(
     product: Product,
     sizes: bool = False,
 ) -> dict[str, Tensor]:
-    """As `_compute`, of the mechanism multi-head: every head of the sampled members, because projections mix them."""
-    members = sorted({batch for batch, _ in sample.groups})
-    hk, dv = problem.heads_kv, problem.head_dim_v
-    every = tuple((batch, head) for batch in members for head in range(hk))
+    """As `_compute`, of the mechanism multi-head: every head of the sampled members, because projections mix them.
 
-    def projected(name: str) -> Tensor:
-        x, w = getattr(inputs, name), inputs.extra[f"w_{name}"].to(dtype)
-        y = torch.empty(
-            x.shape, dtype=dtype, device=x.device
-        )  # what is not of these members is never touched
+    Y = X W has the gradients dX = dY W^T and dW = X^T dY. Of sizes: the terms of an element of Y are the elements of
+    all heads of X times those of a column of W.
+    """
+    members = sorted({batch for batch, _ in sample.groups})
+    hk = problem.heads_kv
+    every = tuple((batch, head) for batch in members for head in range(hk))
+    w = {name: inputs.extra[f"w_{name}"].to(dtype) for name in "qkvo"}
+    rows = torch.tensor(sample.rows, device=inputs.q.device)
+
+    def projected(x: Tensor, w: Tensor) -> Tensor:
+        """[B, H, S, D], of these members; the others are never touched."""
+        y = torch.empty(x.shape, dtype=dtype, device=x.device)
         for batch in members:
             member = x[batch].to(dtype).transpose(0, 1)  # [S, H, D]
             y[batch] = rnd(product(member.flatten(1), w)).view(member.shape).transpose(0, 1)
         return y
 
-    found = _compute(
-        replace(problem, mechanism=Softmax()),
-        Inputs(q=projected("q"), k=projected("k"), v=projected("v")),
-        replace(sample, groups=every),
-        dtype,
-        rnd,
-        product,
-        sizes,
-    )
+    def beside(tensor: Tensor, queries: bool) -> Tensor:
+        """[b Hk, Hq/Hk, R, x] or [b Hk, Sk, x] -> [b, R or Sk, H x]: the heads side by side."""
+        tensor = torch.unflatten(tensor, 0, (-1, hk))
+        return (tensor.permute(0, 3, 1, 2, 4) if queries else tensor.transpose(1, 2)).flatten(2)
 
-    def beside(tensor: Tensor) -> Tensor:
-        """[b Hk, Hq/Hk, R, x] -> [b, R, Hq x]: the heads side by side."""
-        return torch.unflatten(tensor, 0, (-1, hk)).permute(0, 3, 1, 2, 4).flatten(2)
-
-    def sampled(tensor: Tensor) -> Tensor:
-        """[b, R, Hq, x] -> [G, Hq/Hk, R, x]."""
+    def sampled(tensor: Tensor, heads: int, queries: bool) -> Tensor:
+        """[b, R or Sk, H x] -> [G, Hq/Hk, R, x] or [G, Sk, x]."""
         place = torch.tensor([members.index(batch) for batch, _ in sample.groups], device=tensor.device)
         head = torch.tensor([head for _, head in sample.groups], device=tensor.device)
+        tensor = torch.unflatten(tensor, 2, (heads, -1))
+        if not queries:
+            return tensor[place, :, head]
         return torch.unflatten(tensor, 2, (hk, -1))[place, :, head].transpose(1, 2)
 
-    w_o = inputs.extra["w_o"].to(dtype)
-    out = torch.unflatten(rnd(product(beside(found["out"]), w_o)), 2, (-1, dv))
-    if not sizes:
-        return {"out": sampled(out)}
-    # the terms of a row's element are elements of all heads' rows times those of a column of the matrix
-    between = w_o.square().view(problem.heads_q, dv, problem.heads_q, dv).sum((1, 3))  # [Hq, Hq]
-    size = (beside(found["out_size"].square()[..., None]) / dv @ between).sqrt()
-    return {
-        "out": sampled(out),
-        "out_size": sampled(size[..., None]).squeeze(-1),
-        "top_score": found["top_score"],
-    }
+    def spread(size: Tensor, w: Tensor, heads: int, queries: bool) -> Tensor:
+        """The squared sizes [b, S, H] of the rows of Y = X W, of those of X."""
+        dim = w.shape[0] // heads
+        between = w.square().reshape(heads, dim, heads, dim).sum((1, 3))  # [H, H]
+        return beside(size.square()[..., None], queries) / dim @ between
+
+    q, k, v = (projected(getattr(inputs, name), w[name]) for name in "qkv")
+    dout = None if inputs.dout is None else projected(inputs.dout, w["o"].mT)
+    inner = replace(
+        problem,
+        mechanism=Softmax(),
+        direction=Direction.FORWARD if dout is None else Direction.FORWARD_BACKWARD,
+    )
+    within = replace(sample, groups=every)
+    found = _compute(inner, Inputs(q=q, k=k, v=v, dout=dout), within, dtype, rnd, product, sizes)
+    heads_out = beside(found["out"], True)
+    results = {}
+    if problem.direction is not Direction.BACKWARD:
+        results["out"] = sampled(rnd(product(heads_out, w["o"])), problem.heads_q, True)
+        if sizes:
+            size = spread(found["out_size"], w["o"], problem.heads_q, True)
+            results["out_size"] = sampled(size, problem.heads_q, True).squeeze(-1).sqrt()
+    if sizes:
+        results["top_score"] = found["top_score"]
+    if inputs.dout is None:
+        return results
+    given = {"o": heads_out, "do": inputs.dout[members].to(dtype).transpose(1, 2)[:, rows].flatten(2)}
+    for name, heads in (("q", problem.heads_q), ("k", hk), ("v", hk)):
+        queries = name == "q"
+        x = getattr(inputs, name)[members].to(dtype).transpose(1, 2)
+        given[name] = (x[:, rows] if queries else x).flatten(2)
+        given[f"d{name}"] = dy = rnd(beside(found[f"d{name}"], queries))
+        results[f"d{name}"] = sampled(rnd(product(dy, w[name].mT)), heads, queries)
+        if sizes:
+            size = spread(found[f"d{name}_size"], w[name].mT, heads, queries)
+            results[f"d{name}_size"] = sampled(size, heads, queries).squeeze(-1).sqrt()
+    for name in "qkvo":
+        x, dy = given[name].flatten(0, 1), given[f"d{name}"].flatten(0, 1)  # [b S, H D]
+        results[f"dw_{name}"] = product(x.mT, dy)
+        if not sizes:
+            continue
+        size = dy.square().sum(-1, keepdim=True)
+        if name == "o":
+            part = beside(found["out_size"].square()[..., None], True).flatten(0, 1) / problem.head_dim_v
+            x2 = part.repeat_interleave(problem.head_dim_v, 1)
+        else:
+            x2 = x.square()
+            size = (
+                beside(found[f"d{name}_size"].square()[..., None], name == "q")
+                .flatten(0, 1)
+                .sum(-1, keepdim=True)
+            )
+        results[f"dw_{name}_size"] = (x2.mT @ size).squeeze(-1).sqrt()
+    return results
 
 
 def _attend(
@@ -285,7 +376,11 @@ def _attend(
     `dout` [g, Hq/Hk * r, Dv] is given; `allowed` [r, n]. With the squared norms of k and v, `squares` [g, n, 1] each,
     the squared sizes too."""
     if not isinstance(problem.mechanism, Softmax | Dot):
-        p, measure, top = formulas.weights(problem, q, k, allowed, block, rnd, product)
+        if dout is not None:
+            return gradients.of_mechanism(problem, block, (q, k, v), dout, allowed, rnd, product, squares)
+        s = formulas.scores(problem, q, k, block, rnd, product)
+        near = formulas.gaussian(problem, q, block, rnd, product)
+        p, measure, top = formulas.weights(problem, s, near, allowed, rnd)
         found = {"out": rnd(product(p, v))}
         if squares:
             found |= {"out_size": measure.square() @ squares[1], "top_score": top}
@@ -293,8 +388,11 @@ def _attend(
     s = rnd(rnd(product(q, k.mT)).mul_(problem.softmax_scale))  # [g, Hq/Hk * r, n]
     cap, slope = problem.softcap, None
     if cap is not None:
-        bent = rnd(rnd(s.div_(cap)).tanh_())
-        slope = None if dout is None else 1 - bent * bent
+        s = rnd(s.div_(cap))
+        exact = s.cosh().square_().reciprocal_() if squares and dout is not None else None
+        bent = rnd(s.tanh_())
+        # 1 - tanh^2 loses digits where tanh is near 1: that is the yardstick's error, and not the oracle's
+        slope = None if dout is None else 1 - bent * bent if exact is None else exact
         s = rnd(bent.mul_(cap))
     for term in formulas.terms(problem, block, s.dtype, rnd):
         s = rnd(s + term.flatten(1, 2))
@@ -303,11 +401,12 @@ def _attend(
     top = s.amax(-1, keepdim=True).clamp_(min=torch.finfo(s.dtype).min)  # -inf where no key is allowed
     p = s.sub_(top).exp_()
     total = p.sum(-1, keepdim=True)  # 0, or at least exp(0)
-    lse = (top + total.log()).squeeze(-1)
+    lse, beside = (top + total.log()).squeeze(-1), None
     if (sink := formulas.sinks(problem, block, s.dtype)) is not None:
         high = torch.maximum(top, sink)
-        shrink = (top - high).exp_()
-        p, total = p.mul_(shrink), total * shrink + (sink - high).exp_()
+        shrink, beside = (top - high).exp_(), (sink - high).exp_()
+        p, total = p.mul_(shrink), total * shrink + beside
+        beside = rnd(beside / total)  # the sink's weight; the total is at least 1
     p = rnd(p.div_(total.clamp_(min=1)))
     if problem.dtype is DType.FLOAT8_E4M3 and rnd is not _keep:
         p = through_float8(p)
@@ -316,14 +415,19 @@ def _attend(
     if dout is not None:
         found["dv"] = product(p.mT, dout)
         ds = rnd(product(dout, v.mT))  # dP
-        ds = rnd(ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p))
+        inner = (p * ds).sum(-1, keepdim=True)
+        ds = rnd(ds.sub_(inner).mul_(p))
+        if problem.learned:
+            found["ds"] = ds.clone()  # of what modifiers add
+        if beside is not None:
+            found["dsink"] = rnd(-beside * inner).squeeze(-1)
         if cap is not None and slope is not None:
             ds = rnd(rnd(rnd(ds.mul_(cap)).mul_(slope)).div_(cap))
         ds = rnd(ds.mul_(problem.softmax_scale))
         found["dq"] = rnd(product(ds, k))
         found["dk"] = product(ds.mT, q)
     if squares:
-        found |= _squared_sizes(problem, q, squares, dout, out, p, slope)
+        found |= _squared_sizes(problem, q, squares, dout, out, p, slope, beside)
         found["top_score"] = top.masked_fill_(top == torch.finfo(top.dtype).min, 0).abs().max()
     return found
 
@@ -336,6 +440,7 @@ def _squared_sizes(
     out: Tensor,
     p: Tensor,
     slope: Tensor | None,
+    beside: Tensor | None,
 ) -> dict[str, Tensor]:
     """Sums of the squared norms of the terms of each row, from those of keys and values; `p` is overwritten.
 
@@ -348,8 +453,13 @@ def _squared_sizes(
     if dout is not None:
         q2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, dout))
         found["dv_size"] = p.mT @ dout2
+        if problem.learned:
+            found["ds_size"] = p * (dout2 / problem.head_dim_v) * (v2.mT + out2)
+        if beside is not None:
+            squared = beside.square() * dout2 * found["out_size"] / problem.head_dim_v
+            found["dsink_size"] = squared.squeeze(-1)
         if slope is not None:
-            p.mul_(slope).mul_(slope)
+            p.mul_(1 + (1 - slope).square())  # of the terms of 1 - tanh^2
         p.mul_(problem.softmax_scale**2 / problem.head_dim_v)
         found["dq_size"] = dout2 * (p @ (v2 * k2) + out2 * (p @ k2))
         found["dk_size"] = v2 * (p.mT @ (dout2 * q2)) + p.mT @ (dout2 * out2 * q2)

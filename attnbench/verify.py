@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnbench import dropout
 from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Device, Implementation, Inputs, Prepared
-from attnbench.inputs import OUTPUTS
-from attnbench.problem import DType, Problem
+from attnbench.inputs import OUTPUTS, READ_OUT
+from attnbench.inputs import outputs as names_of
+from attnbench.problem import Additive, DType, Problem
 from attnbench.records import FACTORS, Accuracy, worst
 
 LSE_FACTOR = 3.0
@@ -37,7 +39,22 @@ FLUSHED = {DType.FLOAT64: 1e-290}
 may be flushed to zero."""
 
 
-def _floor(problem: Problem, top_score: float) -> float:
+def factors(name: str) -> tuple[float, float]:
+    """Those in `FACTORS` of a tensor."""
+    return FACTORS.get(name, FACTORS["parameters"])
+
+
+def _summands(problem: Problem, name: str, rows: int) -> int:
+    """The most terms that an element of a tensor is the sum of, or a score that goes into it. Of `rows` query rows in
+    all a parameter's gradient is, or, where its terms are pairs, of each of their keys."""
+    terms = max(problem.head_dim, problem.head_dim_v, *(problem.uniform or ()))
+    if name[1:] not in problem.learned:
+        return terms
+    pairs = name == "drelative_bias" or (name == "dw" and isinstance(problem.mechanism, Additive))
+    return max(terms, rows * (problem.longest[1] if pairs else 1))
+
+
+def _floor(problem: Problem, top_score: float, terms: int) -> float:
     """Least error that the yardstick is credited with.
 
     Half types keep scores and sums in float32, so only the rounding of the result remains. In a wide type a
@@ -48,7 +65,6 @@ def _floor(problem: Problem, top_score: float) -> float:
     floor = FLOORS[problem.dtype]
     if problem.dtype in (DType.FLOAT32, DType.FLOAT64):
         half = torch.finfo(TORCH_DTYPES[problem.dtype]).eps / 2
-        terms = max(problem.head_dim, problem.head_dim_v, *(problem.uniform or ()))
         return max(floor, half * max(math.sqrt(terms), top_score))
     return floor
 
@@ -65,14 +81,15 @@ def inspect(
     outputs: object, problem: Problem, inputs: Inputs, device: str, qkv_format: str
 ) -> tuple[Tensor, ...] | str:
     """The tensors that a call returned, without their graph, or what is wrong with them in words."""
-    names = OUTPUTS[problem.direction]
+    names = names_of(problem)
     found = tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
     if len(found) != len(names):
         return f"{len(found)} outputs, expected {len(names)}: {', '.join(names)}"
     out = (*inputs.q.shape[:-1], problem.head_dim_v)
-    shapes = dict(
+    shapes: dict[str, tuple[int, ...]] = dict(
         zip(("out", "dq", "dk", "dv"), (out, inputs.q.shape, inputs.k.shape, inputs.v.shape), strict=True)
     )
+    shapes |= {f"d{name}": tuple(inputs.extra[name].shape) for name in problem.learned}
     for name, tensor in zip(names, found, strict=True):
         wrong = _inspect(tensor, shapes[name], problem, inputs, torch.device(device))
         if wrong:
@@ -85,7 +102,7 @@ def alone(
 ) -> tuple[Tensor, ...]:
     """What the first member of a batch comes out as where it is the whole batch; empty where that is unsupported.
 
-    Raises `ValueError` where that breaks the contract, and what the implementation raises.
+    Without gradients of parameters, which have no members. Raises `ValueError` where that breaks the contract, and what the implementation raises.
     """
     single = replace(problem, sequences=problem.sequences[:1])
     if implementation.why_not(single, Device(kind=torch.device(device).type)):
@@ -98,7 +115,7 @@ def alone(
     found = inspect(prepared.read(prepared.step()), single, given, device, implementation.qkv_format)
     if isinstance(found, str):
         raise ValueError(f"{found} (the first member of the batch alone)")
-    return found
+    return found[: len(OUTPUTS[problem.direction])]
 
 
 def _inspect(
@@ -146,21 +163,28 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 class Standard:
     """What the outputs for one kind of inputs are compared with; the yardstick's own errors are computed once.
 
-    `oracle` and `yard` are what `reference.oracle` and `reference.yardstick` return; `share` is the sample's.
+    `oracle` and `yard` are what `reference.oracle` and `reference.yardstick` return for inputs of a kind; `share` is the
+    sample's.
     """
 
     def __init__(
-        self, problem: Problem, oracle: dict[str, Tensor], yard: dict[str, Tensor], share: float
+        self,
+        problem: Problem,
+        oracle: dict[str, Tensor],
+        yard: dict[str, Tensor],
+        share: float,
+        kind: str = "normal",
     ) -> None:
-        self.problem, self.oracle, self.share = problem, oracle, share
-        floor = _floor(problem, float(oracle["top_score"]))
+        self.problem, self.oracle, self.share, self.kind = problem, oracle, share, kind
+        top_score = float(oracle["top_score"])
+        rows = len(oracle["groups"]) * len(oracle["rows"])
         self.sizes: dict[str, Tensor] = {}
         """Norm of each row, or of independent terms where that is larger; 0 where nothing contributes, else at
         least `FLUSHED`."""
         self.squares: dict[str, float] = {}
         self.allowed: dict[str, tuple[float, float]] = {}
         """Error of the yardstick's worst row and of its whole tensor, floored."""
-        self.lse_allowed = _lse_floor(problem, float(oracle["top_score"]))
+        self.lse_allowed = _lse_floor(problem, top_score)
         for name, tensor in yard.items():
             right = oracle[name]
             if name == "lse":
@@ -178,6 +202,7 @@ class Standard:
             # a chain that overflowed must not allow anything
             sound = torch.where(tensor.isfinite(), tensor, right.to(tensor))
             errors = self._errors(name, sound)
+            floor = _floor(problem, top_score, _summands(problem, name, rows))
             self.allowed[name] = max(float(errors.rows.max()), floor), max(errors.rms, floor)
 
     def compare(self, actual: dict[str, Tensor]) -> tuple[Accuracy, str | None]:
@@ -188,7 +213,8 @@ class Standard:
         """
         there = {name: tensor.to(self.oracle[name].device) for name, tensor in actual.items()}
         lse = there.pop("lse", None)
-        found = [self._compare(name, tensor) for name, tensor in there.items()]
+        compare = self._compare_dropped if self.problem.dropout else self._compare
+        found = [compare(name, tensor) for name, tensor in there.items()]
         accuracy = worst(accuracy for accuracy, _ in found)
         reasons = [reason for _, reason in found]
         if lse is not None:
@@ -224,7 +250,7 @@ class Standard:
             yardstick_rms=yardstick_rms,
             checked_share=self.share,
         )
-        row_factor, rms_factor = FACTORS[name]
+        row_factor, rms_factor = factors(name)
         reason = None
         if not math.isfinite(found.max) and bool((lost := ~tensor.isfinite()).any()):
             reason = f"{100 * float(lost.double().mean()):.3g} % of it is not finite"
@@ -236,6 +262,22 @@ class Standard:
         elif accuracy.rms > rms_factor * yardstick_rms:
             reason = _excess("RMS", accuracy.rms, rms_factor, yardstick_rms)
         return accuracy, f"{name}: {reason}" if reason else None
+
+    def _compare_dropped(self, name: str, tensor: Tensor) -> tuple[Accuracy, str | None]:
+        """Of an output in which weights were dropped: where values are unit vectors (`inputs.READ_OUT`), the errors of what is
+        left and how it was dropped; else what its moments tell."""
+        right, p = self.oracle[name], self.problem.dropout
+        if self.kind in READ_OUT:
+            restored, kept = dropout.read_out(tensor.to(right), right, p)
+            accuracy, reason = self._compare(name, restored)
+            least = (
+                torch.finfo(tensor.dtype).tiny / 16
+            )  # of float16 too, narrower numbers of which have few digits
+            told = dropout.unfair(kept, right, p, least)
+            return accuracy, reason or (f"{name}: {told}" if told else None)
+        accuracy, _ = self._compare(name, right)
+        told = dropout.unlikely(tensor.to(right), right, self.oracle[f"{name}_size"], p)
+        return accuracy, f"{name}: {told}" if told else None
 
     def _stray(self, name: str, tensor: Tensor) -> Tensor:
         """Rows that are not zero although nothing contributes to them."""
@@ -268,11 +310,22 @@ class Standard:
     def _place(self, name: str, weight: Tensor) -> str:
         """Where `weight` is largest, in the problem's own axes."""
         at = [int(i) for i in torch.unravel_index(weight.double().argmax(), weight.shape)]
+        if name[1:] in self.problem.learned:
+            return self._row(name[1:], at)
         batch, head = self.oracle["groups"][at[0]].tolist()
         if name in ("dk", "dv"):
             return f"batch {batch} key/value head {head} key {at[1]}"
         head = head * (self.problem.heads_q // self.problem.heads_kv) + at[1]
         return f"batch {batch} head {head} row {int(self.oracle['rows'][at[2]])}"
+
+    def _row(self, parameter: str, at: list[int]) -> str:
+        """A row of a parameter's gradient by its axes: `bias[1, 5]`."""
+        if parameter == "bias":
+            shared = self.problem.parameters["bias"].shape[0] // self.problem.heads_kv
+            heads = sorted(set(self.oracle["groups"][:, 1].tolist()))
+            plane = heads[at[0] // shared] * shared + at[0] % shared if shared else 0
+            at = [plane, int(self.oracle["rows"][at[1]])]
+        return f"{parameter}[{', '.join(map(str, at))}]"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-from attnbench import caches, clocks, elements, environment, inputs, measure, plugins, sensors, verify
+from attnbench import caches, clocks, costs, elements, environment, inputs, measure, plugins, sensors, verify
 from attnbench.forkserver import Channel
 from attnbench.implementation import Implementation, Inputs, Prepared, Step
 from attnbench.problem import Direction, Problem
@@ -327,6 +327,7 @@ class Job:
     def _shapes(self) -> list[tuple[int, ...]]:
         """Sizes of what a call returns, in any order of axes."""
         p, grads = self.problem, [self.inputs.q, self.inputs.k, self.inputs.v]
+        grads += [self.inputs.extra[name] for name in p.learned]
         out = (*self.inputs.q.shape[:-1], p.head_dim_v)
         match p.direction:
             case Direction.BACKWARD:
@@ -375,7 +376,11 @@ class Job:
         return min(REPEATS, int(REPEATS_S / max(self.call_s, 1e-9)))
 
     def _deterministic(self, raw: Any, repeats: int) -> str:
-        """Whether `repeats` further calls on the same inputs return the bits of `raw`; empty without any."""
+        """Whether `repeats` further calls on the same inputs return the bits of `raw`; empty without any, and where weights
+        are dropped.
+
+        Raises `WrongError` where a further call is not finite, or drops the same weights.
+        """
         first = None
         for _ in range(repeats):
             with self._one_thread():
@@ -383,18 +388,29 @@ class Job:
             self._poison()
             again = self._found(self._call())
             with self._one_thread():
-                if inputs.checksums(again) == first:
+                same = inputs.checksums(again) == first
+                if self.problem.dropout:
+                    self._drops_anew(same)
+                    return ""
+                if same:
                     continue
                 if not all(bool(tensor.isfinite().all()) for tensor in again):
                     raise WrongError("the output of a further call is not finite everywhere")
                 return "no"
         return "yes" if repeats else ""
 
+    def _drops_anew(self, same: bool) -> None:
+        """Raise `WrongError` where two calls returned the same, and not because there is so little to drop."""
+        p, pairs = self.problem.dropout, (costs.flops(self.problem) or 0) / costs.pair_flops(self.problem)
+        if same and (p**2 + (1 - p) ** 2) ** pairs < 1e-9:
+            raise WrongError("a further call dropped the same weights")
+
     def _invariant(self, raw: Any) -> str:
         """Whether the first member of the batch has the same bits alone; empty where that was not asked for."""
-        if not self.batch_invariance or self.problem.batch == 1:
+        if not self.batch_invariance or self.problem.batch == 1 or self.problem.dropout:
             return ""
-        first = inputs.checksums(tensor[:1] for tensor in self._found(raw))
+        of_members = self._found(raw)[: len(inputs.OUTPUTS[self.problem.direction])]
+        first = inputs.checksums(tensor[:1] for tensor in of_members)
         alone = verify.alone(self.implementation, self.problem, self.inputs, self.device)
         if not alone:
             return ""
@@ -412,13 +428,13 @@ class Job:
         """Write what the judge needs of an output to a file. Raises `WrongError` where it breaks the contract."""
         found, form = self._found(raw), self.implementation.qkv_format
         with self._one_thread():
-            for part, tensor in zip(inputs.OUTPUTS[self.problem.direction], found, strict=True):
+            for part, tensor in zip(inputs.outputs(self.problem), found, strict=True):
                 # the judge sees no more than the sample
                 if self.sample.share < 1 and not bool(tensor.isfinite().all()):
                     raise WrongError(f"{part}: not everywhere finite")
             picked = inputs.pick(found, self.problem, self.sample, form)
-        if name == "timed" and self.sample.share < 1:  # dk and dv of the timed call saw all of dout
-            picked = {key: value for key, value in picked.items() if key not in ("dk", "dv")}
+        if name == "timed" and self.sample.share < 1:  # sums of the timed call, such as dk, saw all of dout
+            picked = {key: value for key, value in picked.items() if key in ("out", "dq")}
         if self.prepared.lse:
             lse = verify.inspect_lse(self.prepared.lse(raw), self.problem, self.device)
             if isinstance(lse, str):

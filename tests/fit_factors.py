@@ -8,12 +8,15 @@ row and of the whole tensor, the rejections at the factors in force, and the fac
 import argparse
 import math
 from collections import defaultdict
+from itertools import product
 
 import torch
+from test_formulas import CPU, IMPLEMENTATIONS
 from test_verify import SOUND
 
 from attnbench import inputs, reference, verify
-from attnbench.problem import problem_from
+from attnbench.implementation import FORMATS
+from attnbench.problem import Problem, problem_from
 
 SHAPES = (
     {"batch": 2, "heads": 4, "seqlen": 64, "head_dim": 64},
@@ -35,12 +38,69 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 NAMES = ("out", "dq", "dk", "dv")
 
 
+PARAMETERS = (
+    *("modifiers=bias:grad=1", "modifiers=bias:grad=1:heads=1", "modifiers=relative-bias", "modifiers=sinks"),
+    *("modifiers=rotary", "mechanism=general", "mechanism=additive:hidden=16", "mechanism=location"),
+    *(
+        "mechanism=linear",
+        "mechanism=local-gaussian:window=32",
+        "mechanism=multi-head",
+        "mechanism=sparsemax",
+    ),
+    "mechanism=entmax",
+)
+PARAMETER_SHAPES = (
+    "batch=2 seqlen=64 heads=4 head_dim=64",
+    "batch=1 seqlen=256 heads_q=4 heads_kv=2 head_dim=32",
+    "batch=1 seqlen_q=128 seqlen_kv=512 heads=2 head_dim=64",
+    "batch=1 seqlen_q=100 seqlen_kv=60 heads=1 head_dim=16",
+)
+
+
+def parameters(seeds: int, kinds: list[str]) -> None:
+    """As `main`, of the implementations that come with attnbench, on problems with parameters: `parameters` in
+    `verify.FACTORS` are those of their gradients."""
+    ratios: dict[tuple[str, str, str], list[tuple[float, float, str]]] = defaultdict(list)
+    for words, shape, mask, dtype in product(PARAMETERS, PARAMETER_SHAPES, ("full", "causal"), DTYPES):
+        problem = Problem.parse(f"{shape} dtype={dtype} mask={mask} {words} direction=forward_backward")
+        sample = inputs.sample(problem, work=math.inf, seed=0)
+        able = [one for one in IMPLEMENTATIONS.values() if one.why_not(problem, CPU) is None]
+        for seed, kind in product(range(seeds), kinds):
+            made = {
+                form: inputs.make(problem, kind=kind, seed=seed, device="cpu", qkv_format=form)
+                for form in FORMATS
+            }
+            oracle, yard = (f(problem, made["bhsd"], sample) for f in (reference.oracle, reference.yardstick))
+            standard = verify.Standard(problem, oracle, yard, 1.0)
+            for one in able:
+                prepared = one.prepare(problem, made[one.qkv_format])
+                found = tuple(prepared.read(prepared.step()))
+                for name, tensor in inputs.pick(found, problem, sample, one.qkv_format).items():
+                    got, reason = standard.compare({name: tensor})
+                    where = f"{one.name} {kind} {seed} {problem.text}"
+                    kept = name if name in NAMES else "parameters"
+                    row, rms = got.row / got.yardstick_row, got.rms / got.yardstick_rms
+                    ratios[words.partition("=")[2].partition(":")[0], kept, dtype].append(
+                        (row, rms, f"{name} {where}")
+                    )
+                    if reason:
+                        print(f"rejected: {where}: {reason}")
+    print("problem         tensor     dtype       cases  row max  rms max   worst row")
+    for (what, name, dtype), found in sorted(ratios.items()):
+        row, rms = (max(entry[column] for entry in found) for column in (0, 1))
+        print(f"{what:15} {name:10} {dtype:9} {len(found):7}  {row:7.2f}  {rms:7.2f}   {max(found)[2]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=inputs.KINDS, default=inputs.KINDS)
+    parser.add_argument("--parameters", action="store_true", help="of problems with parameters instead")
     arguments = parser.parse_args()
     seeds, kinds = arguments.seeds, arguments.kinds
+    if arguments.parameters:
+        parameters(seeds, kinds)
+        return
     ratios: dict[tuple[str, str], list[tuple[float, float, str]]] = defaultdict(list)
     rejected = 0
     for dtype in DTYPES:

@@ -315,7 +315,10 @@ def test_every_field_of_a_plugins_records_is_documented(record: str) -> None:
 
 
 def test_every_key_of_the_list_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "--json", "--problem", "seqlen=8 heads=2 head_dim=8 modifiers=rotary"]) == 0
+    assert (
+        main(["list", "--json", "--problem", "seqlen=8 heads=2 head_dim=8 mechanism=linear modifiers=sinks"])
+        == 0
+    )
     document = json.loads(capsys.readouterr().out)
     answer = document["answers"][0]
     for heading, found in (

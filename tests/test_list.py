@@ -40,6 +40,7 @@ def attnbench_implementations():
     yield record("mine-rough", approximation="every other key is left out")
 """
 PROBLEM = "seqlen=64 heads=2 head_dim=8"
+UNKNOWN = "mechanism=linear modifiers=sinks"
 TEXT = "batch=1 seqlen=64 heads=2 head_dim=8 dtype=float32 mask=full"
 NO_GPU = "no CUDA device (no NVIDIA driver)"
 
@@ -142,17 +143,19 @@ def test_short_words_are_of_one_thing_each() -> None:
 
 
 def test_why_gives_every_reason_on_each_kind_of_device(told: List) -> None:
-    lines = told("--problem", f"{PROBLEM} dtype=float16 modifiers=rotary", "--why", "mine-gpu").splitlines()
+    lines = told("--problem", f"{PROBLEM} dtype=float16 {UNKNOWN}", "--why", "mine-gpu").splitlines()
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "mine-gpu cpu unsupported",
         "capability: no cpu",
         "capability: no float16",
-        "capability: no rotary",
-        "reference: no reference for rotary yet",
+        "capability: no linear mechanism",
+        "capability: no sinks",
+        "reference: no reference for sinks with the linear mechanism yet",
         "mine-gpu cuda unsupported",
         "capability: no float16",
-        "capability: no rotary",
-        "reference: no reference for rotary yet",
+        "capability: no linear mechanism",
+        "capability: no sinks",
+        "reference: no reference for sinks with the linear mechanism yet",
         f"device: {NO_GPU}",
     ]
 
@@ -172,7 +175,7 @@ def test_without_why_a_problem_is_put_to_all_with_the_reason_of_the_plan(told: L
     [
         PROBLEM,
         f"{PROBLEM} mask=causal dtype=bfloat16",
-        f"{PROBLEM} modifiers=rotary",
+        f"{PROBLEM} {UNKNOWN}",
         "requests=2q8_1q3s9 heads=2 head_dim=8",
         "model=llama-3-8b seqlen=64 direction=backward",
     ],

@@ -276,10 +276,11 @@ def test_size_is_the_norm_without_cancellation() -> None:
         ("mask=causal*window:left=3 modifiers=softcap:cap=30 scale=0.1 direction=backward", None),
         ("mask=full mechanism=linear", None),
         ("mask=document:count=4*causal", None),
-        ("mask=full modifiers=rotary", "no reference for rotary yet"),
+        ("mask=full modifiers=rotary", None),
         ("mask=full kv_dtype=int8", None),
         ("mask=full layout=packed", "no reference for packed, paged or ragged batches yet"),
-        ("mask=full dropout=0.1", "no reference for dropout yet"),
+        ("mask=full dropout=0.1", None),
+        ("mask=full dropout=0.1 direction=backward", "no reference for the gradients of dropout yet"),
         ("mask=full shared_kv=true", "no reference for shared k and v yet"),
     ],
 )

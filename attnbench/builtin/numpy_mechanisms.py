@@ -1,4 +1,4 @@
-"""Attention mechanisms other than scaled dot product, as their papers print them, in numpy; forward only."""
+"""Attention mechanisms other than scaled dot product, as their papers print them, in numpy, with gradients by hand."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench import (
     INDEX_MASKS,
     Capabilities,
+    Direction,
     Implementation,
     Inputs,
     Prepared,
@@ -31,6 +32,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         summary="dot, general, additive, location, linear, local-gaussian, sparsemax and entmax-1.5 in numpy",
         capabilities=Capabilities(
             dtypes=frozenset(("float32", "float64")),
+            directions=frozenset(("forward", "backward", "forward_backward")),
             masks=INDEX_MASKS,
             mechanisms=frozenset(
                 ("dot", "general", "additive", "location", "linear", "local-gaussian", "sparsemax", "entmax")
@@ -47,6 +49,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         summary="softmax attention between four projections, in numpy",
         capabilities=Capabilities(
             dtypes=frozenset(("float32", "float64")),
+            directions=frozenset(("forward", "backward", "forward_backward")),
             masks=INDEX_MASKS,
             mechanisms=frozenset(("multi-head",)),
             grouped_heads=True,
@@ -70,15 +73,53 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
         name: tensor.numpy().reshape(hk, tensor.shape[0] // hk, *tensor.shape[1:])  # [Hk, G or 1, ...]
         for name, tensor in inputs.extra.items()
     }
-    if problem.mechanism.name == "linear":
-        step = _linear(problem, q, k, v)
-    else:
-        step = _weighted(problem, q, k, v, extra)
+    linear = problem.mechanism.name == "linear"
 
     def read(raw: "Array") -> "torch.Tensor":
         return torch.from_numpy(raw.reshape(problem.batch, hq, sq, problem.head_dim_v))
 
-    return Prepared(step=step, read=read)
+    if problem.direction is Direction.FORWARD:
+        return Prepared(
+            step=(_linear(problem, q, k, v) if linear else _weighted(problem, q, k, v, extra)), read=read
+        )
+    assert inputs.dout is not None
+    dout = inputs.dout.numpy().reshape(*q.shape[:-1], problem.head_dim_v)
+    forward, backward = (_linear_passes if linear else _weighted_passes)(problem, q, k, v, extra, dout)
+    shapes = [inputs.q.shape, inputs.k.shape, inputs.v.shape]
+    shapes += [inputs.extra[name].shape for name in problem.learned]
+
+    def gradients(raw: "list[Array]") -> "tuple[torch.Tensor, ...]":
+        return tuple(torch.from_numpy(x.reshape(shape)) for x, shape in zip(raw, shapes, strict=True))
+
+    return _passes(problem, forward, backward, read, gradients)
+
+
+Passes = tuple[Callable[[], "tuple[Array, ...]"], Callable[..., "list[Array]"]]
+"""A forward pass that returns what the backward pass takes, the output last; and that, which returns the gradients of
+q, k, v and the parameters."""
+
+
+def _passes(
+    problem: Problem,
+    forward: "Callable[[], tuple[Array, ...]]",
+    backward: "Callable[..., list[Array]]",
+    read: "Callable[[Array], torch.Tensor]",
+    gradients: "Callable[[list[Array]], tuple[torch.Tensor, ...]]",
+) -> Prepared:
+    """The direction that the problem asks for, of two passes."""
+    if problem.direction is Direction.FORWARD_BACKWARD:
+
+        def both() -> "tuple[Array, list[Array]]":
+            kept = forward()
+            return kept[-1], backward(*kept)
+
+        return Prepared(step=both, read=lambda raw: (read(raw[0]), *gradients(raw[1])))
+    kept = [forward()]
+
+    def refresh() -> None:
+        kept[:] = [forward()]
+
+    return Prepared(step=lambda: backward(*kept[0]), read=gradients, refresh=refresh)
 
 
 def _forbidden(problem: Problem) -> "npt.NDArray[np.bool_] | None":
@@ -201,6 +242,96 @@ def _gaussian(problem: Problem, q: "Array", extra: "dict[str, Array]") -> "Array
     return found
 
 
+def _turned(x: "Array") -> "Array":
+    return x.swapaxes(-1, -2)
+
+
+def _weighted_passes(
+    problem: Problem, q: "Array", k: "Array", v: "Array", extra: "dict[str, Array]", dout: "Array"
+) -> Passes:
+    """As `_weighted`, and its gradients: those of a threshold are in Peters et al. 2019, section 3.2."""
+    forbidden, normalise = _forbidden(problem), _NORMALISERS.get(problem.mechanism.name, _softmax)
+    name = problem.mechanism.name
+
+    def forward() -> "tuple[Array, ...]":
+        import numpy as np
+
+        s = _scores(problem, q, k, extra)  # [B, Hk, G, Sq, Sk]
+        if forbidden is not None:
+            np.copyto(s, -np.inf, where=forbidden)
+        p = normalise(s)
+        near = p * _gaussian(problem, q, extra) if name == "local-gaussian" else p
+        return p, near, near @ v
+
+    def backward(p: "Array", near: "Array", out: "Array") -> "list[Array]":
+        import numpy as np
+
+        dv = (_turned(near) @ dout).sum(axis=2)
+        dp = dout @ _turned(v)
+        dq = np.zeros_like(q)
+        found: dict[str, Array] = {}
+        if name == "local-gaussian":
+            dq, found = _gaussian_gradients(problem, q, extra, dp * near)
+            dp *= _gaussian(problem, q, extra)
+        w = np.sqrt(p) if name == "entmax" else (p > 0).astype(p.dtype) if name == "sparsemax" else p
+        total = w.sum(axis=-1, keepdims=True)
+        ds = w * (dp - (w * dp).sum(axis=-1, keepdims=True) / np.where(total == 0, 1, total))
+        more, dk, others = _score_gradients(problem, q, k, extra, ds)
+        found |= others
+        return [dq + more, dk, dv, *(found[name] for name in problem.learned)]
+
+    return forward, backward
+
+
+def _score_gradients(
+    problem: Problem, q: "Array", k: "Array", extra: "dict[str, Array]", ds: "Array"
+) -> "tuple[Array, Array, dict[str, Array]]":
+    """Gradients of q, of k and of the parameters, from those of the scores."""
+    import numpy as np
+
+    match problem.mechanism.name:
+        case "general":
+            ahead, of_keys = q @ extra["w"], ds @ k
+            dk = (_turned(ds) @ ahead).sum(axis=2)
+            return of_keys @ _turned(extra["w"]), dk, {"w": (_turned(q) @ of_keys).sum(axis=0)}
+        case "location":
+            return ds @ _turned(extra["w"]), np.zeros_like(k), {"w": (_turned(q) @ ds).sum(axis=0)}
+        case "additive":
+            of_q, of_k, w = q @ extra["w_q"], k @ extra["w_k"], extra["w"][..., None, None, :]
+            dof_q, dof_k, dw = np.zeros_like(of_q), np.zeros_like(of_k), np.zeros_like(extra["w"])
+            for unit in range(w.shape[-1]):
+                bent = np.tanh(of_q[..., unit, None] + of_k[..., None, :, unit])
+                dw[..., unit] = (ds * bent).sum(axis=(0, 3, 4))
+                inside = ds * w[..., unit] * (1 - bent * bent)
+                dof_q[..., unit] = inside.sum(axis=-1)
+                dof_k[..., unit] = inside.sum(axis=-2).sum(axis=2, keepdims=True)
+            dw_q, dw_k = (_turned(q) @ dof_q).sum(axis=0), (_turned(k) @ dof_k).sum(axis=0)
+            found = {"w_q": dw_q, "w_k": dw_k, "w": dw}
+            return dof_q @ _turned(extra["w_q"]), dof_k @ _turned(extra["w_k"]), found
+    ds *= problem.softmax_scale
+    return ds @ k, (_turned(ds) @ q).sum(axis=2), {}
+
+
+def _gaussian_gradients(
+    problem: Problem, q: "Array", extra: "dict[str, Array]", dexponent: "Array"
+) -> "tuple[Array, dict[str, Array]]":
+    """Gradients of q and of the parameters from those of -(j - c)^2 / 2 sigma^2."""
+    import numpy as np
+
+    assert problem.uniform is not None
+    mechanism: Any = problem.mechanism
+    sk, sigma = problem.uniform[1], mechanism.window / 2
+    bent = np.tanh(q @ extra["w_p"])
+    v_p = extra["v_p"][..., None]
+    share = 1 / (1 + np.exp(-(bent @ v_p)))  # [B, Hk, G, Sq, 1]
+    off = (np.arange(sk, dtype=q.dtype) - sk * share) / sigma
+    dcentre = (dexponent * off).sum(axis=-1, keepdims=True) / sigma
+    dplace = dcentre * sk * share * (1 - share)
+    dbent = dplace * _turned(v_p) * (1 - bent * bent)
+    found = {"w_p": (_turned(q) @ dbent).sum(axis=0), "v_p": (bent * dplace).sum(axis=(0, 3))}
+    return dbent @ _turned(extra["w_p"]), found
+
+
 def _linear(problem: Problem, q: "Array", k: "Array", v: "Array") -> "Callable[[], Array]":
     """phi(q) (phi(k)^T v) / phi(q) sum phi(k) (Katharopoulos et al. 2020, equations 5, and 9 to 12 where causal)."""
     import numpy as np
@@ -235,6 +366,64 @@ def _linear(problem: Problem, q: "Array", k: "Array", v: "Array") -> "Callable[[
     return step
 
 
+def _linear_passes(
+    problem: Problem, q: "Array", k: "Array", v: "Array", extra: "dict[str, Array]", dout: "Array"
+) -> Passes:
+    """As `_linear`, and its gradients, in as many steps: where causal, sums over queries are brought backward."""
+    import numpy as np
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    attend = _linear(problem, q, k, v)
+
+    def forward() -> "tuple[Array, ...]":
+        return (attend(),)
+
+    def backward(out: "Array") -> "list[Array]":
+        (fq, slope_q), (fk, slope_k) = (
+            (np.where(x > 0, x + 1, low := np.exp(np.minimum(x, 0))), np.where(x > 0, 1, low)) for x in (q, k)
+        )
+        values = np.concatenate((v, np.ones_like(v[..., :1])), axis=-1)
+        dfq, dfk, dvalues = np.zeros_like(fq), np.zeros_like(fk), np.zeros_like(values)
+
+        def dsums(total: "Array", rows: slice) -> "Array":
+            """Of the sums that the output is the quotient of, from those of queries `rows` and their divisors."""
+            given, found = dout[..., rows, :] / total, out[..., rows, :]
+            return np.concatenate((given, -(given * found).sum(axis=-1, keepdims=True)), axis=-1)
+
+        if problem.mask.name == "full":
+            state = _turned(fk) @ values
+            ds = dsums((fq @ state)[..., -1:], slice(None))
+            dstate = (_turned(fq) @ ds).sum(axis=2, keepdims=True)
+            return [
+                (ds @ _turned(state)) * slope_q,
+                values @ _turned(dstate) * slope_k,
+                (fk @ dstate)[..., :-1],
+            ]
+        state = np.zeros((*fk.shape[:-2], fk.shape[-1], values.shape[-1]), dtype=fq.dtype)
+        dstate, done, tiles = np.zeros_like(state), 0, []
+        for start in range(max(0, sq - sk), sq, TILE):
+            rows = slice(start, min(start + TILE, sq))
+            keys, older = slice(start + sk - sq, rows.stop + sk - sq), slice(done, start + sk - sq)
+            state = state + _turned(fk[..., older, :]) @ values[..., older, :]
+            near = np.tril(fq[..., rows, :] @ _turned(fk[..., keys, :]))
+            total = near.sum(axis=-1, keepdims=True) + fq[..., rows, :] @ state[..., -1:]
+            ds = dsums(total, rows)
+            dnear = np.tril(ds @ _turned(values[..., keys, :]))
+            dfq[..., rows, :] = dnear @ fk[..., keys, :] + ds @ _turned(state)
+            dfk[..., keys, :] += (_turned(dnear) @ fq[..., rows, :]).sum(axis=2, keepdims=True)
+            dvalues[..., keys, :] += (_turned(near) @ ds).sum(axis=2, keepdims=True)
+            tiles.append((rows, older, ds))
+            done = older.stop
+        for rows, older, ds in reversed(tiles):
+            dstate += (_turned(fq[..., rows, :]) @ ds).sum(axis=2, keepdims=True)
+            dfk[..., older, :] += values[..., older, :] @ _turned(dstate)
+            dvalues[..., older, :] += fk[..., older, :] @ dstate
+        return [dfq * slope_q, dfk * slope_k, dvalues[..., :-1]]
+
+    return forward, backward
+
+
 def _divided(sums: "Array") -> "Array":
     """All columns but the last, over that one; 0 where that is 0."""
     import numpy as np
@@ -260,7 +449,7 @@ def _prepare_multi_head(problem: Problem, inputs: Inputs) -> Prepared:
         found: Array = y.reshape(*x.shape[:2], hk, -1, x.shape[-1]).transpose(0, 2, 3, 1, 4)
         return found
 
-    def step() -> "Array":
+    def forward() -> "tuple[Array, ...]":
         import numpy as np
 
         q, k, v = map(projected, "qkv")
@@ -268,12 +457,44 @@ def _prepare_multi_head(problem: Problem, inputs: Inputs) -> Prepared:
         s *= problem.softmax_scale
         if forbidden is not None:
             np.copyto(s, -np.inf, where=forbidden)
-        heads = _softmax(s) @ v  # [B, Hk, G, Sq, Dv]
+        p = _softmax(s)
+        heads = p @ v  # [B, Hk, G, Sq, Dv]
         beside = heads.transpose(0, 3, 1, 2, 4).reshape(problem.batch, -1, hk * group * problem.head_dim_v)
-        out: Array = beside @ extra["w_o"]
-        return out
+        return q, k, v, p, beside, beside @ extra["w_o"]
 
     def read(raw: "Array") -> "torch.Tensor":
         return torch.from_numpy(raw.reshape(problem.batch, -1, problem.heads_q, problem.head_dim_v))
 
-    return Prepared(step=step, read=read)
+    if problem.direction is Direction.FORWARD:
+        return Prepared(step=lambda: forward()[-1], read=read)
+    assert inputs.dout is not None
+    dout = inputs.dout.numpy().reshape(
+        problem.batch, -1, problem.heads_q * problem.head_dim_v
+    )  # [B, Sq, Hq Dv]
+
+    def backward(
+        q: "Array", k: "Array", v: "Array", p: "Array", beside: "Array", out: "Array"
+    ) -> "list[Array]":
+        of_heads = (dout @ extra["w_o"].T).reshape(problem.batch, -1, hk, group, problem.head_dim_v)
+        dheads = of_heads.transpose(0, 2, 3, 1, 4)  # [B, Hk, G, Sq, Dv]
+        ds = dheads @ _turned(v)
+        ds -= (p * ds).sum(axis=-1, keepdims=True)
+        ds *= p
+        ds *= problem.softmax_scale
+        several = (
+            ds @ k,
+            (_turned(ds) @ q).sum(axis=2, keepdims=True),
+            (_turned(p) @ dheads).sum(axis=2, keepdims=True),
+        )
+        found, matrices = [], []
+        for name, dy in zip("qkv", several, strict=True):
+            flat = dy.transpose(0, 3, 1, 2, 4).reshape(*given[name].shape[:2], -1)  # [B, S, H D]
+            found.append(flat @ extra[f"w_{name}"].T)
+            matrices.append((_turned(given[name].reshape(flat.shape)) @ flat).sum(axis=0))
+        return [*found, *matrices, (_turned(beside) @ dout).sum(axis=0)]
+
+    def gradients(raw: "list[Array]") -> "tuple[torch.Tensor, ...]":
+        shaped = [x.reshape(given[name].shape) for name, x in zip("qkv", raw[:3], strict=True)]
+        return tuple(map(torch.from_numpy, [*shaped, *raw[3:]]))
+
+    return _passes(problem, forward, backward, read, gradients)

@@ -31,11 +31,12 @@ def attnbench_implementations() -> Iterable[Implementation]:
             dtypes=frozenset(("float32", "float64")),
             directions=frozenset(("forward", "backward", "forward_backward")),
             masks=ALL_MASKS,
-            modifiers=frozenset(("softcap", "alibi", "bias", "relative-bias", "sinks")),
+            modifiers=frozenset(("softcap", "alibi", "bias", "relative-bias", "sinks", "rotary")),
             mechanisms=frozenset(("softmax", "dot")),
             grouped_heads=True,
             unequal_head_dims=True,
             kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
+            dropout=True,
         ),
         prepare=_prepare,
         requires=("numpy",),
@@ -64,10 +65,12 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
 
     given = dequantised(problem, inputs) if problem.stored_apart else (inputs.q, inputs.k, inputs.v)
     q, k, v = fold(given[0]), given[1].numpy(), given[2].numpy()  # views: they see values written later
+    turn_q, turn_k = _turns(problem)
 
-    def weights(slope: bool) -> "tuple[Array, Array | None]":
-        """softmax(scores) [B, Hk, G Sq, Sk] (Vaswani et al. 2017, equation 1) and, if asked, softcap's slope."""
-        s = q @ k.swapaxes(-1, -2)
+    def weights(slope: bool) -> "tuple[Array, Array | None, Array | None]":
+        """softmax(scores) [B, Hk, G Sq, Sk] (Vaswani et al. 2017, equation 1), if asked softcap's slope, and the sinks'
+        weights [B, Hk, G Sq, 1]."""
+        s = turn_q(q, 1) @ turn_k(k, 1).swapaxes(-1, -2)
         s *= scale
         derivative = None
         if cap is not None:
@@ -89,9 +92,20 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
         np.exp(s, out=s)
         total = s.sum(axis=-1, keepdims=True)
         if sink is not None:
-            total += np.exp(sink - peak)
+            sink = np.exp(sink - peak)
+            total += sink
+            sink /= total
         s /= np.where(total == 0, 1, total)
-        return s, derivative
+        return s, derivative, sink
+
+    generator = np.random.default_rng(0)
+
+    def dropped(p: "Array") -> "Array":
+        """In place: 0 with the chance of the problem, else larger in turn (Srivastava et al. 2014, section 10)."""
+        if problem.dropout:
+            p *= generator.random(p.shape, dtype=np.float32) >= problem.dropout
+            p /= 1 - problem.dropout
+        return p
 
     if problem.direction is Direction.FORWARD:
 
@@ -99,36 +113,39 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
             nonlocal k, v
             if problem.stored_apart:  # by torch: numpy has neither bfloat16 nor float8
                 k, v = (tensor.numpy() for tensor in dequantised(problem, inputs)[1:])
-            out: Array = weights(slope=False)[0] @ v
+            out: Array = dropped(weights(slope=False)[0]) @ v
             return out
 
         return Prepared(step=step, read=unfold)
     assert inputs.dout is not None
-    dout = fold(inputs.dout)
+    dout, learned = fold(inputs.dout), _learned(problem)
 
-    def gradients(p: "Array", slope: "Array | None", out: "Array") -> "tuple[Array, Array, Array]":
-        """dq, dk, dv by the chain rule (Dao et al. 2022, appendix B.2)."""
+    def gradients(p: "Array", slope: "Array | None", sink: "Array | None", out: "Array") -> "list[Array]":
+        """dq, dk, dv by the chain rule (Dao et al. 2022, appendix B.2), and those of the parameters."""
         dv = p.swapaxes(-1, -2) @ dout  # summed over the group, for its queries are rows here
         ds = dout @ v.swapaxes(-1, -2)
-        ds -= (dout * out).sum(axis=-1, keepdims=True)
+        inner = (dout * out).sum(axis=-1, keepdims=True)
+        ds -= inner
         ds *= p
+        more = learned(ds, None if sink is None else -sink * inner)
         if slope is not None:
             ds *= slope
         ds *= scale
-        return ds @ k, ds.swapaxes(-1, -2) @ q, dv
+        dq, dk = ds @ turn_k(k, 1), ds.swapaxes(-1, -2) @ turn_q(q, 1)
+        return [turn_q(dq, -1), turn_k(dk, -1), dv, *more]
 
-    def read_gradients(raw: "tuple[Array, Array, Array]") -> "tuple[torch.Tensor, ...]":
-        return unfold(raw[0]), torch.from_numpy(raw[1]), torch.from_numpy(raw[2])
+    def read_gradients(raw: "list[Array]") -> "tuple[torch.Tensor, ...]":
+        return unfold(raw[0]), *map(torch.from_numpy, raw[1:])
 
-    def forward() -> "tuple[Array, Array | None, Array]":
-        p, slope = weights(slope=True)
-        return p, slope, p @ v
+    def forward() -> "tuple[Array, Array | None, Array | None, Array]":
+        p, slope, sink = weights(slope=True)
+        return p, slope, sink, p @ v
 
     if problem.direction is Direction.FORWARD_BACKWARD:
 
-        def both() -> "tuple[Array, tuple[Array, Array, Array]]":
-            p, slope, out = forward()
-            return out, gradients(p, slope, out)
+        def both() -> "tuple[Array, list[Array]]":
+            kept = forward()
+            return kept[-1], gradients(*kept)
 
         return Prepared(step=both, read=lambda raw: (unfold(raw[0]), *read_gradients(raw[1])))
     kept = [forward()]
@@ -137,6 +154,66 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
         kept[:] = [forward()]
 
     return Prepared(step=lambda: gradients(*kept[0]), read=read_gradients, refresh=refresh)
+
+
+def _turns(problem: Problem) -> "tuple[Callable[[Array, int], Array], ...]":
+    """How the modifier rotary turns q [..., G Sq, D] and k [..., Sk, D], forth (1) or back (-1); as they are without it."""
+    import numpy as np
+
+    rotary = problem.modifier("rotary")
+    if rotary is None:
+        return (lambda x, way: x,) * 2
+    assert problem.uniform is not None
+    (sq, sk), group = problem.uniform, problem.heads_q // problem.heads_kv
+    found = []
+    for positions in (np.tile(np.arange(sk - sq, sk), group), np.arange(sk)):
+        angles = np.outer(positions, rotary.frequencies(problem.head_dim))
+        tables = [table.astype(problem.dtype.value) for table in (np.cos(angles), np.sin(angles))]
+
+        def turn(x: "Array", way: int, tables: "list[Array]" = tables) -> "Array":
+            cos, sin = tables[0], way * tables[1]
+            one, two = np.split(x, 2, axis=-1)
+            return np.concatenate((one * cos - two * sin, two * cos + one * sin), axis=-1)
+
+        found.append(turn)
+    return tuple(found)
+
+
+def _learned(problem: Problem) -> "Callable[[Array, Array | None], list[Array]]":
+    """Gradients of `problem.learned` from those of the scores [B, Hk, G Sq, Sk], before the softcap's slope, and of the
+    rows' sinks [B, Hk, G Sq, 1]."""
+    import numpy as np
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    relative = problem.modifier("relative-bias")
+    bucket = None if relative is None else relative.bucket(_ahead(sq, sk)).ravel()
+
+    def found(ds: "Array", dsink: "Array | None") -> "list[Array]":
+        several: list[Array] = []
+        for name in problem.learned:
+            shape = problem.parameters[name].shape
+            if name == "sinks":
+                assert dsink is not None
+                several.append(dsink.reshape(problem.batch, problem.heads_q, sq).sum(axis=(0, 2)))
+                continue
+            by_head = ds.reshape(problem.batch, problem.heads_q, sq, sk).sum(axis=0)
+            if name == "bias":
+                several.append(by_head if shape[0] > 1 else by_head.sum(axis=0, keepdims=True))
+                continue
+            assert bucket is not None
+            sums = [np.bincount(bucket, weights=one.ravel(), minlength=shape[0]) for one in by_head]
+            several.append(np.stack(sums, axis=1).astype(ds.dtype))
+        return several
+
+    return found
+
+
+def _ahead(sq: int, sk: int) -> "npt.NDArray[np.int64]":
+    """j - p, [Sq, Sk]."""
+    import numpy as np
+
+    return np.arange(sk) - (np.arange(sq)[:, None] + (sk - sq))
 
 
 def _forbidden(problem: Problem, sq: int, sk: int) -> "npt.NDArray[np.bool_] | None":
@@ -160,7 +237,7 @@ def _terms(problem: Problem, inputs: Inputs) -> "list[Callable[[], Array]]":
     found: list[Callable[[], Array]] = []
     if not problem.modifiers:
         return found
-    ahead = np.arange(sk) - (np.arange(sq)[:, None] + (sk - sq))  # j - p
+    ahead = _ahead(sq, sk)
     if (alibi := problem.modifier("alibi")) is not None:
         slopes = np.array(alibi.slopes(problem.heads_q))[:, None, None]
         fixed = (-slopes * abs(ahead)).astype(problem.dtype.value)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from attnbench import (
     INDEX_MASKS,
     Capabilities,
+    Direction,
     Implementation,
     Inputs,
     Prepared,
@@ -55,25 +56,29 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     relative = problem.modifier("relative-bias")
     bucket = None if relative is None else relative.bucket(ahead)
 
-    def added() -> torch.Tensor:
+    # a bucket's gradient is a sum over all of its pairs, which torch adds up in the dtype of the table
+    forward = problem.direction in (Direction.FORWARD, Direction.INFERENCE)
+    exact = dtype if forward else torch.promote_types(dtype, torch.float32)
+
+    def added(extra: dict[str, torch.Tensor]) -> torch.Tensor:
         """[Hq or 1, Sq, Sk], from the parameters as they are now."""
         learned = []
-        if "bias" in inputs.extra:
-            learned.append(inputs.extra["bias"])
+        if "bias" in extra:
+            learned.append(extra["bias"])
         if bucket is not None:
-            learned.append(inputs.extra["relative_bias"].mT[:, bucket])
+            learned.append(extra["relative_bias"].to(exact).mT[:, bucket].to(dtype))
         total = None if idle else fixed
         for one in learned:
             total = one if total is None else total + one
         assert total is not None
         return total
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=added()[None],
+            attn_mask=added(extra)[None],
             scale=problem.scale,
             enable_gqa=problem.heads_q != problem.heads_kv,
         )

@@ -42,7 +42,9 @@ def attnbench_implementations() -> Iterable[Implementation]:
         name="torch-naive",
         summary="matmul, softmax, matmul in the problem's own dtype; the scores [Sq, Sk] are stored",
         capabilities=replace(
-            _CAPABILITIES, modifiers=frozenset(("softcap", "alibi", "bias", "relative-bias", "sinks"))
+            _CAPABILITIES,
+            modifiers=frozenset(("softcap", "alibi", "bias", "relative-bias", "sinks", "rotary")),
+            dropout=True,
         ),
         prepare=_prepare_naive,
         requires=("torch",),
@@ -86,7 +88,7 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
     group = problem.heads_q // problem.heads_kv
     scale, cap = problem.softmax_scale, problem.softcap
     dtype = _dtype(problem, inputs)
-    terms, sinks = _terms(problem, inputs, dtype), inputs.extra.get("sinks")
+    terms, turns = _terms(problem, inputs, dtype), _turns(problem, inputs, dtype)
     forbidden = blind = None
     if problem.mask.name != "full":
         i, j = (torch.arange(n, device=inputs.q.device) for n in shape)
@@ -94,7 +96,8 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
         blind = forbidden.all(-1, keepdim=True)  # [..., Sq, 1], queries that see no key
         blind = blind if blind.any() else None
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
+        q, k = (turn(x) for turn, x in zip(turns, (q, k), strict=True)) if turns else (q, k)
         # A group's queries become rows over the same keys, so that k and v are never expanded.
         q = q.reshape(problem.batch, problem.heads_kv, group * sq, problem.head_dim)
         s = q @ k.mT * scale  # [B, Hk, G Sq, Sk]
@@ -102,9 +105,10 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
             s = torch.tanh(s / cap) * cap
         s = s.view(problem.batch, problem.heads_q, sq, sk)
         for term in terms:
-            s = s + term()
+            s = s + term(extra)
         if forbidden is not None:
             s = s.masked_fill(forbidden, float("-inf"))
+        sinks = extra.get("sinks")
         if sinks is not None:  # one more key, without a value
             s = torch.cat((s, sinks[:, None, None].expand(problem.batch, -1, sq, 1)), -1)
         p = torch.softmax(s, -1)
@@ -112,20 +116,24 @@ def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
             p = p[..., :-1]
         if blind is not None:
             p = p.masked_fill(blind, 0)
+        if problem.dropout:
+            p = torch.dropout(p, problem.dropout, train=True)
         out = p.reshape(problem.batch, problem.heads_kv, group * sq, sk) @ v
         return out.view(problem.batch, problem.heads_q, sq, problem.head_dim_v)
 
     return differentiable(attend, problem, inputs)
 
 
-def _terms(problem: Problem, inputs: Inputs, dtype: "torch.dtype") -> "list[Callable[[], torch.Tensor]]":
-    """What modifiers add to the scores, each a function of the parameters as they are then: [Hq or 1, Sq, Sk]."""
+def _terms(
+    problem: Problem, inputs: Inputs, dtype: "torch.dtype"
+) -> "list[Callable[[dict[str, torch.Tensor]], torch.Tensor]]":
+    """What modifiers add to the scores, each a function of the parameters: [Hq or 1, Sq, Sk]."""
     import torch
 
     assert problem.uniform is not None
     sq, sk = problem.uniform
     device = inputs.q.device
-    found: list[Callable[[], torch.Tensor]] = []
+    found: list[Callable[[dict[str, torch.Tensor]], torch.Tensor]] = []
     if not problem.modifiers:
         return found
     ahead = torch.arange(sk, device=device) - (torch.arange(sq, device=device)[:, None] + (sk - sq))  # j - p
@@ -134,12 +142,40 @@ def _terms(problem: Problem, inputs: Inputs, dtype: "torch.dtype") -> "list[Call
             :, None, None
         ]
         fixed = (-slopes * ahead.abs()).to(dtype)
-        found.append(lambda: fixed)
+        found.append(lambda extra: fixed)
     if "bias" in inputs.extra:
-        found.append(lambda: inputs.extra["bias"])
+        found.append(lambda extra: extra["bias"])
     if (relative := problem.modifier("relative-bias")) is not None:
         bucket = relative.bucket(ahead)
-        found.append(lambda: inputs.extra["relative_bias"].mT[:, bucket])
+        # a bucket's gradient is a sum over all of its pairs, which torch adds up in the dtype of the table
+        forward = problem.direction is Direction.FORWARD
+        exact = dtype if forward else torch.promote_types(dtype, torch.float32)
+        found.append(lambda extra: extra["relative_bias"].to(exact).mT[:, bucket].to(dtype))
+    return found
+
+
+def _turns(
+    problem: Problem, inputs: Inputs, dtype: "torch.dtype"
+) -> "list[Callable[[torch.Tensor], torch.Tensor]]":
+    """What the modifier rotary does to q and to k, whose cos and sin are made once; empty without it."""
+    import torch
+
+    if (rotary := problem.modifier("rotary")) is None:
+        return []
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    device = inputs.q.device
+    frequencies = torch.tensor(rotary.frequencies(problem.head_dim), dtype=torch.float64, device=device)
+    found: list[Callable[[torch.Tensor], torch.Tensor]] = []
+    for first, length in ((sk - sq, sq), (0, sk)):
+        angles = torch.arange(first, first + length, device=device)[:, None] * frequencies  # [S, D/2]
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+        def turn(x: torch.Tensor, cos: torch.Tensor = cos, sin: torch.Tensor = sin) -> torch.Tensor:
+            one, two = x.chunk(2, -1)
+            return torch.cat((one * cos - two * sin, two * cos + one * sin), -1)
+
+        found.append(turn)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Attention mechanisms other than scaled dot product, in plain torch operations; forward only."""
+"""Attention mechanisms other than scaled dot product, in plain torch operations, differentiated by torch."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=Capabilities(
             dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
             devices=frozenset(("cpu", "cuda")),
-            directions=frozenset(("forward", "inference")),
+            directions=frozenset(("forward", "backward", "forward_backward", "inference")),
             masks=INDEX_MASKS,
             mechanisms=frozenset(
                 ("general", "additive", "location", "linear", "local-gaussian", "sparsemax", "entmax")
@@ -55,22 +55,21 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
         """[Hq or Hk, ...] -> [Hk, G or 1, ...]"""
         return tensor.view(hk, tensor.shape[0] // hk, *tensor.shape[1:])
 
-    attend = _linear if problem.mechanism.name == "linear" else _weighted
-    extra = {name: grouped(tensor) for name, tensor in inputs.extra.items()}
-    compute = attend(problem, inputs.q.device, extra)
+    compute = (_linear if problem.mechanism.name == "linear" else _weighted)(problem, inputs.q.device)
 
-    def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out = compute(q.view(problem.batch, hk, hq // hk, *q.shape[2:]), k[:, :, None], v[:, :, None])
-        return out.view(*q.shape[:-1], problem.head_dim_v)
+    def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
+        parameters = {name: grouped(tensor) for name, tensor in extra.items()}
+        q = q.view(problem.batch, hk, hq // hk, *q.shape[2:])
+        return compute(q, k[:, :, None], v[:, :, None], parameters).view(problem.batch, hq, q.shape[3], -1)
 
     return differentiable(step, problem, inputs)
 
 
-Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-"""q [B, Hk, G, Sq, D], k [B, Hk, 1, Sk, D] and v [B, Hk, 1, Sk, Dv] -> out [B, Hk, G, Sq, Dv]."""
+Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", "dict[str, torch.Tensor]"], "torch.Tensor"]
+"""q [B, Hk, G, Sq, D], k [B, Hk, 1, Sk, D], v [B, Hk, 1, Sk, Dv] and the parameters -> out [B, Hk, G, Sq, Dv]."""
 
 
-def _weighted(problem: Problem, device: "torch.device", extra: "dict[str, torch.Tensor]") -> Attend:
+def _weighted(problem: Problem, device: "torch.device") -> Attend:
     """Scores, mask, weights, and their sum of the values."""
     import torch
 
@@ -85,18 +84,21 @@ def _weighted(problem: Problem, device: "torch.device", extra: "dict[str, torch.
         blind = blind if blind.any() else None
     score, power = _SCORES.get(mechanism.name, _scaled), _POWERS.get(mechanism.name)
     position = torch.arange(sk, device=device)
+    thresholded = _thresholded(power) if power else None
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         s = score(problem, q, k, extra)
         s = s.to(torch.promote_types(s.dtype, torch.float32))
         if forbidden is not None:
             s = s.masked_fill(forbidden, float("-inf"))
-        p = torch.softmax(s, -1) if power is None else _thresholded(s, power)
+        p = torch.softmax(s, -1) if thresholded is None else thresholded(s)
+        if blind is not None:  # before p meets anything that has a gradient of its own
+            p = p.masked_fill(blind, 0)
         if mechanism.name == "local-gaussian":
             off = (position - _centre(q, extra) * sk) / (mechanism.window / 2)
             p = p * torch.exp(off * off * -0.5)
-        if blind is not None:
-            p = p.masked_fill(blind, 0)
         return p.to(v.dtype) @ v
 
     return attend
@@ -161,27 +163,47 @@ _POWERS = {"sparsemax": 1, "entmax": 2}
 """1 / (alpha - 1)."""
 
 
-def _thresholded(s: "torch.Tensor", power: int) -> "torch.Tensor":
+def _thresholded(power: int) -> "Callable[[torch.Tensor], torch.Tensor]":
     """max(s / power - tau, 0)^power, tau found by halving so that it sums to 1 (Peters et al. 2019, algorithm 1).
 
-    A row of -inf becomes NaN.
+    A row of -inf becomes NaN. The gradient is w (g - sum(w g) / sum(w)), w = p^(1 - 1 / power) where p is above 0
+    (their section 3.2): halving is not differentiated.
     """
     import torch
 
-    s = s / power
-    s = s - s.amax(-1, keepdim=True)
-    low = torch.full_like(s[..., :1], -1)  # there the largest alone weighs 1
-    width = 1.0
-    for _ in range(HALVINGS[s.element_size()]):
-        width /= 2
-        middle = low + width
-        total = (s - middle).clamp_(min=0).pow_(power).sum(-1, keepdim=True)
-        low = torch.where(total >= 1, middle, low)
-    p = (s - low).clamp_(min=0).pow_(power)
-    return p / p.sum(-1, keepdim=True)
+    class Thresholded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, s: torch.Tensor) -> torch.Tensor:
+            s = s / power
+            s = s - s.amax(-1, keepdim=True)
+            low = torch.full_like(s[..., :1], -1)  # there the largest alone weighs 1
+            width = 1.0
+            for _ in range(HALVINGS[s.element_size()]):
+                width /= 2
+                middle = low + width
+                total = (s - middle).clamp_(min=0).pow_(power).sum(-1, keepdim=True)
+                low = torch.where(total >= 1, middle, low)
+            p = (s - low).clamp_(min=0).pow_(power)
+            p = p / p.sum(-1, keepdim=True)
+            ctx.save_for_backward(p)
+            return p
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            (p,) = ctx.saved_tensors
+            w = p.sqrt() if power == 2 else (p > 0).to(p.dtype)
+            mean = (w * grads[0]).sum(-1, keepdim=True) / w.sum(-1, keepdim=True)
+            found: torch.Tensor = w * (grads[0] - mean)
+            return found
+
+    def thresholded(s: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = Thresholded.apply(s)  # type: ignore[no-untyped-call]
+        return found
+
+    return thresholded
 
 
-def _linear(problem: Problem, device: "torch.device", extra: "dict[str, torch.Tensor]") -> Attend:
+def _linear(problem: Problem, device: "torch.device") -> Attend:
     """phi(q) (phi(k)^T v) / phi(q) sum phi(k) (Katharopoulos et al. 2020, equations 5, and 9 to 12 where causal)."""
     import torch
     import torch.nn.functional as F
@@ -194,7 +216,9 @@ def _linear(problem: Problem, device: "torch.device", extra: "dict[str, torch.Te
         total = sums[..., -1:]
         return (sums[..., :-1] / total.masked_fill(total == 0, 1)).to(dtype)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         exact = torch.promote_types(q.dtype, torch.float32)
         fq, fk = (F.elu(x.to(exact)) + 1 for x in (q, k))
         values = F.pad(v.to(exact), (0, 1), value=1.0)  # the last column sums the weights

@@ -1,12 +1,13 @@
 """torch's `MultiheadAttention`: with the projections of the mechanism multi-head, else with identity matrices."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from attnbench import (
     INDEX_MASKS,
     Capabilities,
+    Direction,
     Implementation,
     Inputs,
     Prepared,
@@ -40,7 +41,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
 def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     """Its fast path is out of reach: that takes one tensor for query, key and value.
 
-    The weights want no gradient: backward is dq, dk and dv, as everywhere.
+    Where its weights are the problem's, they want gradients too.
     """
     import torch
     from torch.nn.attention import SDPBackend
@@ -63,7 +64,7 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     load()
     mask, causal = _mask(problem, inputs)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **extra: torch.Tensor) -> torch.Tensor:
         packed = (t.flatten(2) for t in (q, k, v))  # [B, S, E]
         out: torch.Tensor = mha(*packed, need_weights=False, attn_mask=mask, is_causal=causal)[0]
         return out.view(q.shape)
@@ -72,7 +73,10 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
     seen = None if mask is None or causal else mask.expand(problem.batch, 1, sq, sk)
     choice = SDPBackend(torch._fused_sdp_choice(q, k, v, attn_mask=seen, is_causal=causal))
     name = choice.name.removesuffix("_ATTENTION").lower()
-    prepared = differentiable(attend, problem, inputs, kernel=f"projections, sdpa {name}")
+    kernel = f"projections, sdpa {name}"
+    if inputs.extra and inputs.dout is not None:
+        return _with_gradients(problem, inputs, mha, attend, load, kernel)
+    prepared = differentiable(attend, problem, inputs, kernel=kernel)
     again = prepared.refresh
 
     def refresh() -> None:
@@ -81,6 +85,45 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
             again()
 
     return replace(prepared, refresh=refresh) if inputs.extra else prepared
+
+
+def _with_gradients(
+    problem: Problem,
+    inputs: Inputs,
+    mha: "torch.nn.MultiheadAttention",
+    attend: "Callable[..., torch.Tensor]",
+    load: Callable[[], None],
+    kernel: str,
+) -> Prepared:
+    """Gradients of the module's weights too: of its three packed ones, and of the last, which are transposed to ours."""
+    import torch
+
+    mha.requires_grad_(True)
+    qkv = [t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v)]
+    leaves = [*qkv, mha.in_proj_weight, mha.out_proj.weight]
+    graph: list[torch.Tensor] = []
+
+    def refresh() -> None:
+        with torch.no_grad():
+            load()
+        graph.clear()
+        if problem.direction is Direction.BACKWARD:
+            graph.append(attend(*qkv))
+
+    def both() -> "tuple[torch.Tensor, ...]":
+        out = attend(*qkv)
+        return (out.detach(), *torch.autograd.grad(out, leaves, inputs.dout))
+
+    def backward() -> "tuple[torch.Tensor, ...]":
+        return torch.autograd.grad(graph[0], leaves, inputs.dout, retain_graph=True)
+
+    def read(raw: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
+        *rest, packed, last = raw
+        return (*rest, *(w.mT for w in packed.chunk(3)), last.mT)
+
+    refresh()
+    step = backward if problem.direction is Direction.BACKWARD else both
+    return Prepared(step=step, read=read, refresh=refresh, kernel=kernel)
 
 
 def _mask(problem: Problem, inputs: Inputs) -> "tuple[torch.Tensor | None, bool]":

@@ -38,7 +38,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
     yield Implementation(
         name="torch-sdpa",
         summary="scaled_dot_product_attention; torch chooses the kernel, which the column `kernel` names",
-        capabilities=_CAPABILITIES,
+        capabilities=replace(_CAPABILITIES, dropout=True),
         prepare=partial(_prepare, None),
         requires=("torch",),
         qkv_format="bhsd",
@@ -46,7 +46,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
     yield Implementation(
         name="torch-sdpa-math",
         summary="scaled_dot_product_attention held to its math kernel, which itself repeats k and v of grouped heads",
-        capabilities=_CAPABILITIES,
+        capabilities=replace(_CAPABILITIES, dropout=True),
         prepare=partial(_prepare, "math"),
         requires=("torch",),
         qkv_format="bhsd",
@@ -89,6 +89,15 @@ def attnbench_implementations() -> Iterable[Implementation]:
         requires=("torch",),
         qkv_format="bhsd",
         objection=_cudnn_objection,
+    )
+    yield Implementation(
+        name="torch-rotary-sdpa",
+        summary="q and k turned by their positions in plain torch operations, then SDPA; torch chooses its kernel",
+        capabilities=replace(_CAPABILITIES, modifiers=frozenset(("rotary",))),
+        prepare=_prepare_rotary,
+        requires=("torch",),
+        qkv_format="bhsd",
+        objection=lambda problem, device: None if problem.modifiers else "nothing to turn",
     )
     yield Implementation(
         name="torch-flash-lse",
@@ -204,6 +213,7 @@ def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
     form = _mask_form(problem)
     arguments: dict[str, Any] = {
         "attn_mask": _mask(kernel, form, problem, inputs.q.device),
+        "dropout_p": problem.dropout,
         "is_causal": form == "is_causal",
         "scale": problem.scale,
         "enable_gqa": problem.heads_q != problem.heads_kv,
@@ -230,6 +240,31 @@ def _prepare(kernel: str | None, problem: Problem, inputs: Inputs) -> Prepared:
                 switch(True)
 
     return differentiable(attend, problem, inputs, kernel=kernel)
+
+
+def _prepare_rotary(problem: Problem, inputs: Inputs) -> Prepared:
+    """x cos + turned(x) sin, as in GPT-NeoX: turned has the halves of x in each other's place, the second negated."""
+    import torch
+    import torch.nn.functional as F
+
+    assert problem.uniform is not None
+    sq, sk = problem.uniform
+    form, half = _mask_form(problem), problem.head_dim // 2
+    frequencies = problem.modifier("rotary").frequencies(problem.head_dim)
+    every = torch.tensor(2 * frequencies, dtype=torch.float64, device=inputs.q.device)  # [D]
+    sign = torch.where(torch.arange(2 * half, device=inputs.q.device) < half, -1.0, 1.0)
+    angles = torch.arange(min(0, sk - sq), sk, device=inputs.q.device)[:, None] * every
+    cos, sin = angles.cos().to(inputs.q.dtype), (angles.sin() * sign).to(inputs.q.dtype)
+    tables = [(cos[-n:], sin[-n:]) for n in (sq, sk)]
+    mask, gqa = _mask(None, form, problem, inputs.q.device), problem.heads_q != problem.heads_kv
+
+    def attend(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor") -> "torch.Tensor":
+        q, k = (x * cos + x.roll(half, -1) * sin for x, (cos, sin) in zip((q, k), tables, strict=True))
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=form == "is_causal", scale=problem.scale, enable_gqa=gqa
+        )
+
+    return differentiable(attend, problem, inputs)
 
 
 def _prepare_lse(problem: Problem, inputs: Inputs) -> Prepared:

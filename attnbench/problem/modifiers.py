@@ -1,7 +1,7 @@
 """Modifiers: changes of the scores between q k^T and the softmax.
 
-Those that a problem has are applied in this order: softcap, the terms that are added (alibi, bias, relative-bias), the
-mask, sinks. Query i stands at position p = i + Sk - Sq.
+Those that a problem has are applied in this order: rotary, to q and k; softcap; the terms that are added (alibi, bias,
+relative-bias); the mask; sinks. Query i stands at position p = i + Sk - Sq.
 """
 
 import math
@@ -61,7 +61,8 @@ class Bias(Modifier):
     grad: int = bounded(0, 1, default=0)
 
     def parameters(self, problem: "Problem") -> dict[str, Parameter]:
-        return {"bias": Parameter(shape=(self.heads or problem.heads_q, *problem.longest))}
+        shape = self.heads or problem.heads_q, *problem.longest
+        return {"bias": Parameter(shape=shape, learned=bool(self.grad))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +138,18 @@ class Sinks(Modifier):
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary(Modifier):
-    """q and k are rotated inside the timed call (Su et al. 2021)."""
+    """q and k are turned by their positions inside the timed call (Su et al. 2021, section 3.2.2).
+
+    Coordinates m and m + D/2 are a pair, as in GPT-NeoX and Llama: at position p they become
+    x_m cos a - x_m' sin a and x_m' cos a + x_m sin a, with a = p base^(-2m/D). v is not turned.
+    """
 
     name = "rotary"
     base: float = bounded(1, default=10000.0)
+
+    def frequencies(self, head_dim: int) -> tuple[float, ...]:
+        """base^(-2m/D) for m = 0, ..., D/2 - 1: how much each pair turns from one position to the next."""
+        return tuple(self.base ** (-2 * m / head_dim) for m in range(head_dim // 2))
 
 
 MODIFIERS = leaves(Modifier)

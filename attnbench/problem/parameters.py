@@ -18,3 +18,5 @@ class Parameter:
     alone is drawn where scores must keep the size that q and k give them."""
     dtype: DType | None = None
     """None for that of the output."""
+    learned: bool = True
+    """Whether a backward pass gives its gradient too."""

@@ -72,6 +72,10 @@ class Problem:
         kinds = [modifier.name for modifier in self.modifiers]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             raise ProblemError(f"modifiers name `{twice}` twice")
+        if "rotary" in kinds and self.head_dim % 2:
+            raise ProblemError(
+                f"rotary turns pairs of coordinates: head_dim must be even, got {self.head_dim}"
+            )
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
             raise ProblemError(f"scale must be a finite number other than 0, got {self.scale}")
         if self.scale is not None and not self.mechanism.scaled:
@@ -139,8 +143,13 @@ class Problem:
         stored = {"q": self.dtype, "k": self.kv_dtype} | ({} if self.shared_kv else {"v": self.kv_dtype})
         for name, dtype in stored.items():
             if dtype.quantised:
-                found[f"{name}_descale"] = Parameter(shape=(count,), dtype=DType.FLOAT32)
+                found[f"{name}_descale"] = Parameter(shape=(count,), dtype=DType.FLOAT32, learned=False)
         return found
+
+    @cached_property
+    def learned(self) -> tuple[str, ...]:
+        """Names of the parameters whose gradients a backward pass returns, as `d<name>` after dq, dk and dv."""
+        return tuple(name for name, parameter in self.parameters.items() if parameter.learned)
 
     @property
     def modifiers_text(self) -> str:

@@ -48,6 +48,9 @@ SHAPES = {
     "int8-keys": "mask=causal heads_q=4 heads_kv=2 kv_dtype=int8 descale=head",
     "float8-keys": "mask=causal heads_q=4 heads_kv=2 kv_dtype=float8_e4m3",
     "float8": "mask=causal heads_q=4 heads_kv=2 dtype=float8_e4m3 descale=head",
+    "rotary": "mask=causal modifiers=rotary",
+    "dropout": "mask=causal dropout=0.1",
+    "rotary-gradients": "mask=causal modifiers=rotary direction=forward_backward",
 }
 """What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys, `{many}` a 64th
 of them. A dtype of its own is that in all columns of a table."""
@@ -85,7 +88,7 @@ def exhibit(text: str) -> list[tuple[str, Inputs, inputs.Sample, verify.Standard
         if sample.share < 1:
             inputs.mask_dout(made, sample, "bhsd")
         right, yard = (f(of, made, sample) for f in (reference.oracle, reference.yardstick))
-        found.append((kind, made, sample, verify.Standard(of, right, yard, sample.share)))
+        found.append((kind, made, sample, verify.Standard(of, right, yard, sample.share, kind)))
     return found
 
 
@@ -94,13 +97,13 @@ def judge(compute: Compute, of: Problem) -> Found:
     reasons, ratios = [], [0.0]
     for kind, given, sample, standard in exhibit(of.text):
         before = inputs.checksum(given)
-        outputs = tuple(compute(of, given)[name] for name in inputs.OUTPUTS[of.direction])
+        outputs = tuple(compute(of, given)[name] for name in inputs.outputs(of))
         contract = verify.inspect(outputs, of, given, "cpu", "bhsd")
         assert not isinstance(contract, str), contract  # a member computes; it does not break the contract
         assert inputs.checksum(given) == before
         for name, tensor in inputs.pick(contract, of, sample, "bhsd").items():
             accuracy, reason = standard.compare({name: tensor})
-            row, rms = verify.FACTORS[name]
+            row, rms = verify.factors(name)
             ratios += [
                 accuracy.row / (row * accuracy.yardstick_row),
                 accuracy.rms / (rms * accuracy.yardstick_rms),

@@ -49,6 +49,24 @@ def t5_bucket(behind: Tensor, buckets: int = 32, distance: int = 128) -> Tensor:
     return side * (behind < 0) + torch.where(n < exact, n, far)
 
 
+def turned(problem: Problem, x: Tensor, first: int, defect: str = "", back: bool = False) -> Tensor:
+    """x [B, H, S, D], whose tokens stand at `first` and behind, as pairs of coordinates that are complex numbers."""
+    half = x.shape[-1] // 2
+    if "rotary" not in [modifier.name for modifier in problem.modifiers] or defect == "rotary-omitted":
+        return x
+    exponents = torch.arange(half, dtype=torch.float64) / (
+        2 * half if defect == "rotary-of-half-the-powers" else half
+    )
+    positions = torch.arange(first, first + x.shape[2], dtype=torch.float64)
+    angles = positions[:, None] * problem.modifier("rotary").base ** -exponents
+    turn = torch.polar(torch.ones_like(angles), -angles if back or defect == "rotary-mirrored" else angles)
+    if defect == "rotary-interleaved":
+        pairs = torch.view_as_complex(x.double().unflatten(-1, (half, 2)).contiguous())
+        return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (2, half)).mT.contiguous())
+    return torch.view_as_real(pairs * turn).mT.flatten(-2).to(x.dtype)
+
+
 def added(problem: Problem, given: Inputs, defect: str = "") -> Tensor | None:
     """What modifiers add to the scores, [Hq or 1, Sq, Sk] in float64; None where they add nothing."""
     (sq, sk), heads, total = problem.uniform, problem.heads_q, None
@@ -84,6 +102,8 @@ def flash(problem: Problem, given: Inputs, defect: str = "", mask: Tensor | None
     """Online softmax over tiles of keys, backward from the log-sum-exp (Dao 2023, algorithms 1 and 2)."""
     dtype, sk, scale, cap = given.q.dtype, given.k.shape[2], problem.softmax_scale, cap_of(problem)
     q, k, v = wider(problem, given)
+    first = sk - problem.uniform[0]
+    q, k = turned(problem, q, first), turned(problem, k, 0)
     mask = allowed(problem) if mask is None else mask
     tiles = [slice(at, min(at + TILE, sk)) for at in range(0, sk, TILE)]
     if defect == "last-tile-dropped":
@@ -165,6 +185,8 @@ def flash(problem: Problem, given: Inputs, defect: str = "", mask: Tensor | None
         dk[:, :, at] = ds.mT @ q * (1 if defect == "dk-without-scale" else scale)
     if defect == "dk-scale-2-%":
         dk = dk * 1.02
+    dq = turned(problem, dq, first, back=True)
+    dk = dk if defect == "dk-not-turned-back" else turned(problem, dk, 0, back=True)
     shared = problem.heads_q // problem.heads_kv
     dk, dv = (narrow(t).unflatten(1, (-1, shared)) for t in (dk, dv))  # [B, Hk, Hq/Hk, Sk, D]
     if defect == "gradients-of-one-head-of-a-group":
@@ -176,6 +198,13 @@ def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
     """Matmul, softmax, matmul; forward only."""
     dtype, scale, cap = given.q.dtype, problem.softmax_scale, cap_of(problem)
     q, k, v = wider(problem, given)
+    (sq, sk), dq_from = (
+        problem.uniform,
+        {"rotary-off-by-one": 1, "rotary-top-left": problem.uniform[0] - problem.uniform[1]},
+    )
+    q = turned(problem, q, sk - sq + dq_from.get(defect, 0), defect)
+    k = k if defect == "rotary-without-keys" else turned(problem, k, 0, defect)
+    v = turned(problem, v, 0) if defect == "rotary-of-values-too" else v
     mask = allowed(problem)
     s = q @ k.mT
     if defect == "scale-after-softcap":
@@ -195,6 +224,8 @@ def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
         s = s.softmax(-1).masked_fill(~mask, 0).log()
     elif not bool(mask.all()):
         s = s.masked_fill(~mask, -math.inf)
+    if defect == "dropout-of-scores":
+        s = s * (torch.rand(s.shape) >= problem.dropout) / (1 - problem.dropout)
     if defect == "no-softmax":
         p = s / s.abs().sum(-1, keepdim=True)
     elif defect == "softmax-over-queries":
@@ -212,6 +243,10 @@ def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
     if defect == "weights-in-fp8":
         top = p.amax(-1, keepdim=True)
         p = (p / top * 448).to(torch.float8_e4m3fn).to(p.dtype) * (top / 448)
+    if problem.dropout and defect not in ("dropout-ignored", "dropout-of-scores"):
+        rate = 0.2 if defect == "dropout-of-a-fifth" else problem.dropout
+        shape = [*p.shape[:1], 1, *p.shape[2:]] if defect == "dropout-alike-in-all-heads" else p.shape
+        p = p * (torch.rand(shape) >= rate) / (1 if defect == "dropout-not-rescaled" else 1 - rate)
     if defect == "dropout-left-on":
         kept = torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) >= 0.1
         p = p * kept / 0.9
@@ -510,6 +545,14 @@ DEFECTS = (
     inside("relative-bias-mirrored", "relative", "keys behind for keys ahead", chain),
     inside("relative-bias-top-left", "relative", "distances i - j", chain),
     inside("sinks-omitted", "sinks", "the denominator misses the sink", chain),
+    inside("rotary-omitted", "rotary", "nothing turned", chain),
+    inside("rotary-interleaved", "rotary", "pairs 2m and 2m + 1", chain),
+    inside("rotary-off-by-one", "rotary", "queries at p + 1", chain),
+    inside("rotary-top-left", "rotary", "queries at i", chain),
+    inside("rotary-without-keys", "rotary", "q alone turned", chain),
+    inside("rotary-of-values-too", "rotary", "v turned like k", chain),
+    inside("rotary-mirrored", "rotary", "turned the other way", chain),
+    inside("rotary-of-half-the-powers", "rotary", "p base^(-m/D)", chain),
     # softmax
     inside("no-max-subtracted", "large", "exp(s) overflows"),
     inside("max-of-first-tile-only", "large", "exp(s - m) overflows"),
@@ -527,6 +570,11 @@ DEFECTS = (
     inside("weights-in-fp8", "full", "an undeclared precision class", chain),
     fed("inputs-one-type-shorter", "full", "bfloat16 inside float32 or float16, float8 inside bfloat16", coarser),
     inside("dropout-left-on", "full", "a tenth of the weights dropped", chain),
+    inside("dropout-ignored", "dropout", "nothing dropped", chain),
+    inside("dropout-not-rescaled", "dropout", "what is left is not larger by 1 / (1 - p)", chain),
+    inside("dropout-of-a-fifth", "dropout", "p = 0.2 for 0.1", chain),
+    inside("dropout-alike-in-all-heads", "dropout", "the same weights dropped in each head", chain),
+    inside("dropout-of-scores", "dropout", "before the softmax", chain),
     inside("largest-quarter-of-keys", "full", "the smaller weights left out", chain),
     inside("int8-read-as-unsigned", "int8-keys", "negative values plus 256", quantised),
     inside("descale-of-the-next-head", "int8-keys", "k of head h times the factor of h - 1", quantised),
@@ -584,5 +632,6 @@ DEFECTS = (
     inside("backward-without-softcap", "capped-gradients", "the slope of tanh left out"),
     inside("dq-of-last-tile-only", "gradients", "overwritten instead of added up"),
     inside("gradients-of-one-head-of-a-group", "grouped-gradients", "dk, dv not summed over the group"),
+    inside("dk-not-turned-back", "rotary-gradients", "that of the turned keys"),
     inside("dout-ignored", "gradients", "ones"),
 )  # fmt: skip

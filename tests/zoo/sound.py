@@ -21,6 +21,7 @@ from zoo.defects import (
     chain,
     flash,
     quantised,
+    turned,
     wider,
 )
 
@@ -54,7 +55,7 @@ def gradients(attend: Attend, given: Inputs) -> Outputs:
 def sdpa(*backends: SDPBackend) -> Compute:
     def compute(problem: Problem, given: Inputs) -> Outputs:
         mask = None if isinstance(problem.mask, Full) else allowed(problem)
-        options = {"attn_mask": mask, "scale": problem.softmax_scale}
+        options = {"attn_mask": mask, "scale": problem.softmax_scale, "dropout_p": problem.dropout}
         if problem.heads_q != problem.heads_kv:
             options["enable_gqa"] = True
         with sdpa_kernel(list(backends)):
@@ -103,13 +104,15 @@ def naive(problem: Problem, given: Inputs) -> Outputs:
     terms = added(problem, given)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = turned(problem, q, k.shape[2] - q.shape[2]), turned(problem, k, 0)
         k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
         s = (q @ k.mT) * problem.softmax_scale
         if (cap := cap_of(problem)) is not None:
             s = cap * torch.tanh(s / cap)
         if terms is not None:
             s = s + terms.to(s)
-        return beside_sinks(given, s.masked_fill(~mask & some, -math.inf)) * some @ v
+        p = beside_sinks(given, s.masked_fill(~mask & some, -math.inf)) * some
+        return (F.dropout(p, problem.dropout) if problem.dropout else p) @ v
 
     return gradients(attend, given)
 
@@ -250,20 +253,21 @@ MASKED = (
     *("block-sparse", "documents", "key-padding", "left-padding"),
 )
 ADDED = ("alibi", "biased", "relative")
+TURNED = ("rotary", "rotary-gradients")
 FORWARD = ("full", "causal", "window", "empty-rows", "ragged", "wide-values", "grouped", "capped", "large")
 
 SOUND = (
-    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=(*ALL, *MASKED, *CAPPED, *ADDED, "sinks")),
-    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=(*ALL, *CAPPED, *ADDED, "sinks")),
-    Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + MASKED + CAPPED),
+    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=(*ALL, *MASKED, *CAPPED, *ADDED, *TURNED, "sinks", "dropout")),
+    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=(*ALL, *CAPPED, *ADDED, *TURNED, "sinks", "dropout")),
+    Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + MASKED + CAPPED + TURNED),
     Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL + MASKED),
-    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large", *ADDED, "sinks")),
+    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large", *ADDED, "sinks", "rotary", "dropout")),
     Sound(name="exp2", what="powers of two, divided at the end", compute=base_two, shapes=FORWARD),
     Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=FORWARD + MASKED),
     Sound(name="tiles-in-order", what="the output summed over 32 keys at a time", compute=one_by_one, shapes=FORWARD),
     Sound(name="bound-for-maximum", what="an upper bound subtracted", compute=shifted, shapes=("full", "ragged", "grouped")),
     Sound(name="query-blocks", what="24 rows at a time, scale on q", compute=chunked, shapes=UNCAPPED),
-    Sound(name="sdpa-math", what="torch's chain", compute=sdpa(SDPBackend.MATH), shapes=UNCAPPED),
+    Sound(name="sdpa-math", what="torch's chain", compute=sdpa(SDPBackend.MATH), shapes=(*UNCAPPED, "dropout")),
     Sound(
         name="sdpa-flash",
         what="torch's fused kernel",

@@ -1,0 +1,82 @@
+"""What an output tells of the weights that were dropped in it, which nobody knows beforehand.
+
+A weight w becomes 0 with the chance p, else w / (1 - p) (Srivastava et al. 2014, section 10). Where the values are unit
+vectors each element of the output is a weight, and all is seen: which are dropped, and what the others are. Of other
+values only moments are known: the output's mean is the undropped one, and the mean square of a row's distance from it
+is p / (1 - p) times the sum of w^2 |v|^2, the squared `out_size` of the oracle.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+FRACTION = 0.01
+"""Of weights that may be dropped too many or too few: some kernels compare p with a random byte."""
+SIGMAS = 6.0
+"""Standard deviations that a sum over independent weights may be off: by chance once in 5e8."""
+
+
+def read_out(actual: Tensor, right: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """What `actual` [..., R, n] says that the weights `right` are, before they were dropped, and which were kept.
+
+    Of a dropped one it says the right one, unless it is not zero: then as much more.
+    """
+    shrunk = actual * (1 - p)
+    kept = shrunk > right / 2
+    return torch.where(kept, shrunk, right + shrunk), kept
+
+
+def unfair(kept: Tensor, right: Tensor, p: float, least: float) -> str | None:
+    """None where weights [G, Hq/Hk, R, n] above `least` were dropped with the chance p and independently, else what was not.
+
+    Masks that neighbours share agree everywhere, others in p^2 + (1 - p)^2 of all weights.
+    """
+    seen = right > least
+    count = int(seen.sum())
+    if not count:
+        return None
+    dropped = float((~kept & seen).sum()) / count
+    if abs(dropped - p) > max(FRACTION, SIGMAS * math.sqrt(p * (1 - p) / count)):
+        return f"{100 * dropped:.3g} % of {count:,} weights dropped, expected {100 * p:.3g} %"
+    differ = 2 * p * (1 - p)
+    heads, of_heads = (tensor.flatten(0, 1) for tensor in (kept, seen))
+    for what, axis in (("heads", 0), ("rows", 1), ("keys", 2)):
+        if heads.shape[axis] < 2:
+            continue
+        length = heads.shape[axis] - 1
+        pairs = [
+            (tensor.narrow(axis, 0, length), tensor.narrow(axis, 1, length)) for tensor in (heads, of_heads)
+        ]
+        (one, other), (here, there) = pairs
+        both = here & there
+        number = int(both.sum())
+        found = float(((one != other) & both).sum()) / max(number, 1)
+        if number and differ - found > SIGMAS * math.sqrt(2 * differ / number):
+            return f"neighbouring {what} drop the same: {100 * found:.3g} % of weights differ, expected {100 * differ:.3g} %"
+    return None
+
+
+def unlikely(actual: Tensor, right: Tensor, size: Tensor, p: float) -> str | None:
+    """None where an output [G, Hq/Hk, R, n] may be `right` with weights dropped, by its moments, else what may not be.
+
+    `size` [G, Hq/Hk, R] is the root of the sum of w^2 |v|^2. The square of a row's distance over its mean varies most
+    where one weight is all: (1 - p)^2 / p + p^2 / (1 - p) - 1. Its product with the right row has the mean 0 and at most
+    the variance p / (1 - p) size^2 |right|^2.
+    """
+    if not bool(actual.isfinite().all()):
+        return f"{100 * float((~actual.isfinite()).double().mean()):.3g} % of it is not finite"
+    off, noise = actual - right, p / (1 - p)
+    expected = noise * size.square()
+    total = float(expected.sum())
+    if not total:
+        return None
+    spread = math.sqrt(((1 - p) ** 2 / p + p**2 / (1 - p) + 1) * float(expected.square().sum())) / total
+    ratio = float(off.square().sum()) / total
+    if abs(ratio - 1) > SIGMAS * spread:
+        return f"the variance is {ratio:.3g} of what dropping {100 * p:.3g} % makes, within {SIGMAS * spread:.2g}"
+    along, norms = float((off * right).sum()), right.square().sum(-1)
+    bound = SIGMAS * math.sqrt(float((expected * norms).sum()))
+    if abs(along) > bound:
+        return f"the mean is {along / float(norms.sum()):+.3g} of the output off, within {bound / float(norms.sum()):.2g}"
+    return None
