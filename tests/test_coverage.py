@@ -90,16 +90,11 @@ AXES = {
 VALUES = [words for values in AXES.values() for words in values]
 
 GAPS = (
-    "modifiers=rotary",
     "heads_q=4 heads_kv=1 head_dim=576 head_dim_v=512 shared_kv=true",
     "requests=2q33s80_1q1s96",
     "requests=1q33_1q0",
     "layout=packed",
     "layout=paged",
-    "direction=backward modifiers=bias:grad=1",
-    "direction=backward modifiers=relative-bias",
-    "direction=backward modifiers=sinks",
-    "dropout=0.1",
 )
 """What nobody computes yet. Who closes one takes its line away and writes the table anew."""
 
