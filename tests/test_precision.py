@@ -1,8 +1,10 @@
 """Element types of their own for k and v, float8 with descales, int8: stored, meant, computed and counted."""
 
+import csv
 import math
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnbench import costs, elements, inputs, plugins, reference, scope, testing, verify
+from attnbench.cli import main
 from attnbench.implementation import Device, Inputs, dequantised
 from attnbench.problem import Descale, DType, Problem
 
@@ -345,3 +348,20 @@ def test_narrow_keys_and_values_are_counted_as_such() -> None:
     part = costs.tensor_bytes(plain)
     assert costs.least_bytes(plain) - costs.least_bytes(narrow) == (part["k"] + part["v"]) // 2 - scales
     assert costs.flops(plain) == costs.flops(narrow)
+
+
+def test_a_run_measures_them_in_processes_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "question: which type?\n"
+        "implementations: [numpy, torch-naive, torch-chunked, torch-sdpa]\n"
+        "problems:\n"
+        "  - {seqlen: 64, heads: 2, head_dim: 16, dtype: float8_e4m3}\n"
+        "  - {seqlen: 64, heads: 2, head_dim: 16, kv_dtype: int8, descale: head}\n"
+        "measure: {preset: quick, budget: 20ms, threads: 1}\n"
+    )
+    main(["run", str(tmp_path / "s.yaml"), "-o", str(tmp_path / "run"), "--quiet"])
+    with open(tmp_path / "run" / "results.csv", newline="") as file:
+        ends = {(row["implementation"], row["kv_dtype"]): row for row in csv.DictReader(file)}
+    assert {row["reason"] for row in ends.values()} == {"", "no float8_e4m3"}
+    assert [name for name, row in ends.items() if row["status"] != "ok"] == [("numpy", "float8_e4m3")]
+    assert all(row["deterministic"] == "yes" for row in ends.values() if row["status"] == "ok")
