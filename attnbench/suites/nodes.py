@@ -178,7 +178,8 @@ def scalar(name: str, key: Key, node: Node) -> Any:
         hint = f"one of: {', '.join(key.choices)}" if key.pattern else suggestion(value, key.choices)
         raise error_at(node, f"unknown {name} `{value}`", hint)
     if key.least is not None and value < key.least * key.unit:
-        hint = EMPTY_MEMBERS if name.startswith("seqlen") else f"`{name}` is {key.meaning}"
+        told = f"`{name}` is {key.meaning}" if key.meaning else None
+        hint = EMPTY_MEMBERS if name.startswith("seqlen") else told
         raise error_at(node, f"`{name}` must be at least {key.least:g}, got {text}", hint)
     return value
 

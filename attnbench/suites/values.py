@@ -30,7 +30,7 @@ class Range:
 
 def read_range(name: str, key: Key, node: Node) -> Range:
     """The range behind the key `name`, which ends at a value of its own. Raises `SuiteError`."""
-    key = replace(key, many=False)
+    key = replace(key, many=False, meaning="")  # which is not that of `from`, `to` and `step`
     members = members_of(node, f"a range of `{name}`", RANGE_KEYS)
     if ("geometric" in members) == ("linear" in members):
         hint = "{geometric: [128, 65536]}, or {linear: {from: 128, to: 1024, step: 128}}"
