@@ -16,6 +16,8 @@ from attnbench.problem import (
     Location,
     Mask,
     MultiHead,
+    Packed,
+    Paged,
     Problem,
     Softmax,
 )
@@ -169,10 +171,10 @@ def _forward(problem: Problem, explicit: bool = False) -> int:
 
 
 def tensor_bytes(problem: Problem) -> dict[str, int]:
-    """Bytes of q, k, v, out and the parameters (`extra`) that must be moved.
+    """Bytes of q, k, v, out, the parameters (`extra`) and the integers of the layout (`index`) that must be moved.
 
     k and v with the real number of key/value heads; shared ones are stored once, and keys that the mechanism does not
-    look at are not read. Of a bias, what belongs to pairs that the mask leaves.
+    look at are not read. Of a bias, what belongs to pairs that the mask leaves. Padding and the unused ends of pages, never.
     """
     tokens_q = sum(q for q, _ in problem.sequences)
     tokens_kv = sum(s for _, s in problem.sequences)
@@ -183,7 +185,21 @@ def tensor_bytes(problem: Problem) -> dict[str, int]:
         "v": 0 if problem.shared_kv else kv * problem.head_dim_v,
         "out": problem.heads_q * tokens_q * problem.head_dim_v * problem.out_dtype.bytes,
         "extra": _parameters(problem),
+        "index": 4 * _index(problem),
     }
+
+
+def pages(problem: Problem) -> tuple[int, ...]:
+    """Pages of each member of a paged batch."""
+    assert isinstance(problem.layout, Paged)
+    return tuple(-(-keys // problem.layout.page) for _, keys in problem.sequences)
+
+
+def _index(problem: Problem) -> int:
+    """Numbers that say where the tokens lie: cumulative lengths, or those of the queries, lengths and pages in use."""
+    if isinstance(problem.layout, Packed):
+        return 2 * (problem.batch + 1)
+    return 2 * problem.batch + 1 + sum(pages(problem)) if isinstance(problem.layout, Paged) else 0
 
 
 def _parameters(problem: Problem) -> int:

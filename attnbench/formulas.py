@@ -40,6 +40,8 @@ class Block:
     """[r]"""
     keys: Tensor
     """[n]"""
+    lengths: tuple[int, int]
+    """(Sq, Sk) of the member that they are of, or of all."""
     extra: Mapping[str, Tensor]
     apart: bool = False
     """Whether slopes are to be as large as their terms are apart, for the sizes of gradients: 1 - tanh^2 may cancel."""
@@ -47,10 +49,9 @@ class Block:
 
 def terms(problem: Problem, block: Block, dtype: torch.dtype, rnd: Rounding) -> Iterator[Tensor]:
     """What modifiers add to the scores, one after the other: [g, G, r, n]."""
-    assert problem.uniform is not None
     if not problem.modifiers:
         return
-    sq, sk = problem.uniform
+    sq, sk = block.lengths
     ahead = block.keys - (block.rows[:, None] + (sk - sq))  # j - p
     for modifier in problem.modifiers:
         if isinstance(modifier, Alibi):

@@ -33,8 +33,7 @@ def add_modifiers(
     These are `dbias` [heads, R, Sk], `drelative_bias` [buckets, Hq] and `dsinks` [1, Hq]. `place` is the plane of
     `dbias` that belongs to each of the block's heads [g G], the rows among R, and the keys.
     """
-    assert problem.uniform is not None
-    sq, sk = problem.uniform
+    sq, sk = block.lengths
     (planes, rows, keys), heads, count = place, block.heads.flatten(), len(block.rows)
     by_head = ds.reshape(len(heads), count, -1)
     for modifier in problem.modifiers:

@@ -37,9 +37,14 @@ class Inputs:
     """Seeded tensors of a problem in the format that the implementation asked for.
 
     In `bshd`: q [B, Sq, Hq, D], k [B, Sk, Hk, D], v [B, Sk, Hk, Dv], dout [B, Sq, Hq, Dv]; `bhsd` swaps
-    the middle axes. All are contiguous in that order, and none requires a gradient. Where q, k or v are quantised, what
-    is meant is the stored value times `q_descale`, `k_descale` or `v_descale` of `extra`. The harness writes
-    new values into the same storage between calls; see `Prepared.refresh`.
+    the middle axes. S is that of the longest member; `problem.sequences` has the lengths of each, and nobody may look at
+    what stands beyond them. Tokens of a `packed` batch stand one member after another, whatever the format:
+    q [Tq, Hq, D], k [Tk, Hk, D], v [Tk, Hk, Dv], dout [Tq, Hq, Dv]; `problem.spans` are the members. A `paged` one has
+    the same q, but k [pages, page, Hk, D] and v [pages, page, Hk, Dv].
+
+    All are contiguous in that order, and none requires a gradient. Where q, k or v are quantised, what is meant is the
+    stored value times `q_descale`, `k_descale` or `v_descale` of `extra`. The harness writes new values into the same
+    storage between calls, and other pages into the block table; see `Prepared.refresh`.
     """
 
     q: "torch.Tensor"
@@ -49,12 +54,16 @@ class Inputs:
     """The gradient that flows into the output; None where the direction is forward."""
     extra: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     """What `problem.parameters` names: the tensors of score modifiers and mechanisms, alike in every format."""
+    index: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    """Where the tokens lie, int32: of `packed`, `cu_seqlens_q` and `cu_seqlens_k` [B + 1]; of `paged`, `cu_seqlens_q`,
+    `seqused_k` [B] and `block_table` [B, pages of the longest], in which a member that needs fewer pages has zeros."""
 
     @property
     def tensors(self) -> "tuple[torch.Tensor, ...]":
         """All of them, dout where there is one."""
         given = (self.q, self.k, self.v, self.dout)
-        return (*(tensor for tensor in given if tensor is not None), *self.extra.values())
+        there = (tensor for tensor in given if tensor is not None)
+        return (*there, *self.extra.values(), *self.index.values())
 
 
 def _identity(raw: Any) -> Any:
@@ -74,7 +83,8 @@ class Prepared:
     """
     lse: "Callable[[Any], torch.Tensor] | None" = None
     """Outside the clock, where `step` returns it too: what `step` returned -> natural log-sum-exp of the scaled scores
-    of the keys that each query may see, float32 [B, Hq, Sq] in every format, -inf where there is none."""
+    of the keys that each query may see, float32 [B, Hq, Sq] in every format, [Hq, Tq] of packed and paged batches,
+    -inf where there is none."""
     refresh: Callable[[], object] | None = None
     """Outside the clock, after the harness has written new values into the inputs: bring them to where
     `step` reads them (copy to the library's own arrays, redo the forward pass). None where `step` reads the

@@ -6,18 +6,30 @@ numbers. Letters: B Sq Sk Hq Hk D Dv as in `problem`; R sampled rows, G sampled 
 
 import math
 import random
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from itertools import islice
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from attnbench import costs, elements, rotations
+from attnbench import costs, elements, rotations, tokens
 from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Inputs
-from attnbench.problem import Descale, Direction, DType, Linear, Mask, Parameter, Problem
+from attnbench.problem import (
+    Dense,
+    Descale,
+    Direction,
+    DType,
+    Linear,
+    Mask,
+    Parameter,
+    Problem,
+    Sequences,
+)
+from attnbench.tokens import canonical
 
 KINDS = ("normal", "peaked", "large")
 """`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows. `large`: all
@@ -52,35 +64,35 @@ def outputs(problem: Problem) -> tuple[str, ...]:
     return (*names, *(f"d{name}" for name in problem.learned)) if "dq" in names else names
 
 
+SIDES = {"q": 0, "out": 0, "dq": 0, "dout": 0, "k": 1, "dk": 1, "v": 1, "dv": 1}
+"""Whether the tokens of a tensor are queries, 0, or keys."""
+JUNK = {"q": 1.0, "k": 1.0, "v": 100.0, "dout": 0.0}
+"""Size of what stands where there is no token: so large that an output shows it, and so small that weights of zero leave
+nothing of it. Of a padded batch nobody asks for the gradient there."""
+
 _CHUNK = 2**22  # elements that are made, or read for a checksum, at once
 
 
-def canonical(tensor: Tensor, qkv_format: str) -> Tensor:
-    """The view [B, H, S, D] of a tensor in `qkv_format`."""
-    return tensor.transpose(1, 2) if qkv_format == "bshd" else tensor
-
-
 def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str) -> Inputs:
-    """Inputs of a dense problem whose sequences are alike, contiguous in `bshd` or `bhsd`."""
-    assert problem.uniform is not None
-    sq, sk = problem.uniform
-
-    def empty(heads: int, length: int, dim: int, dtype: DType) -> Tensor:
-        axes = (length, heads) if qkv_format == "bshd" else (heads, length)
-        return torch.empty(problem.batch, *axes, dim, dtype=TORCH_DTYPES[dtype], device=device)
-
+    """Inputs of a problem, contiguous in `bshd` or `bhsd` where they are dense."""
     hq, hk, d, dv = problem.heads_q, problem.heads_kv, problem.head_dim, problem.head_dim_v
+
+    def empty(side: int, heads: int, dim: int, dtype: DType) -> Tensor:
+        shape = tokens.shape(problem, side, heads, dim, qkv_format)
+        return torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=device)
+
     inputs = Inputs(
-        q=empty(hq, sq, d, problem.dtype),
-        k=empty(hk, sk, d, problem.kv_dtype),
-        v=empty(hk, sk, dv, problem.kv_dtype),
-        dout=empty(hq, sq, dv, problem.out_dtype) if "dq" in OUTPUTS[problem.direction] else None,
+        q=empty(0, hq, d, problem.dtype),
+        k=empty(1, hk, d, problem.kv_dtype),
+        v=empty(1, hk, dv, problem.kv_dtype),
+        dout=empty(0, hq, dv, problem.out_dtype) if "dq" in OUTPUTS[problem.direction] else None,
         extra={
             name: torch.empty(
                 parameter.shape, dtype=TORCH_DTYPES[parameter.dtype or problem.out_dtype], device=device
             )
             for name, parameter in problem.parameters.items()
         },
+        index=tokens.index(problem, device),
     )
     overwrite(inputs, problem, kind=kind, seed=seed, qkv_format=qkv_format)
     return inputs
@@ -90,9 +102,15 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
     """Tensors like `inputs`, without their values, that are contiguous in their last axis only.
 
     q, k and v are views of one packed storage [B, max(Sq, Sk), Hq + 2 Hk, max(D, Dv) + 8] (k and v of ones of their
-    own where they have another type), dout of another; parameters are contiguous.
+    own where they have another type), dout of another; parameters are contiguous. Of batches that are packed, paged or
+    padded, each tensor is a view of one with a longer last axis.
     """
     q, dout = inputs.q, inputs.dout
+    extra = {name: torch.empty_like(tensor) for name, tensor in inputs.extra.items()}
+    if problem.uniform is None or not isinstance(problem.layout, Dense):
+        q, k, v = (_widened(tensor) for tensor in (inputs.q, inputs.k, inputs.v))
+        index = {name: tensor.clone() for name, tensor in inputs.index.items()}
+        return Inputs(q=q, k=k, v=v, dout=None if dout is None else _widened(dout), extra=extra, index=index)
     heads = [problem.heads_q, problem.heads_kv, problem.heads_kv]
     wide = max(problem.head_dim, problem.head_dim_v) + 8  # a gap of 16 bytes or more
     storage = q.new_empty(problem.batch, max(max(pair) for pair in problem.sequences), sum(heads), wide)
@@ -107,8 +125,11 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
     parts = zip(torch.split(storage, heads, 2), (q, inputs.k, inputs.v), strict=True)
     one, two, three = (view(part, like) for part, like in parts)
     other = None if dout is None else view(torch.empty_like(storage[:, :, : heads[0]]), dout)
-    extra = {name: torch.empty_like(tensor) for name, tensor in inputs.extra.items()}
     return Inputs(q=one, k=two, v=three, dout=other, extra=extra)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(*tensor.shape[:-1], tensor.shape[-1] + 8)[..., : tensor.shape[-1]]
 
 
 def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format: str) -> None:
@@ -118,25 +139,34 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     if problem.stored_apart:
         _store(inputs, problem, kind, seed, qkv_format, generator)
         return
-    q, k = canonical(inputs.q, qkv_format), canonical(inputs.k, qkv_format)
-    for tensor in (inputs.k, inputs.v, inputs.q, inputs.dout):
-        for part in _chunks(canonical(tensor, qkv_format)) if tensor is not None else ():
-            if part.dtype == _wide(part) and part.is_contiguous():
-                part.normal_(generator=generator)  # the same numbers without a copy
-            else:
-                wide = torch.empty(part.shape, dtype=_wide(part), device=part.device)
-                part.copy_(wide.normal_(generator=generator))
+    tokens.shuffle(inputs, problem, first)
+    table = inputs.index.get("block_table")
+    stored = {
+        name: tensor for name in ("k", "v", "q", "dout") if (tensor := getattr(inputs, name)) is not None
+    }
+    taken = {name: tokens.take(t, problem, SIDES[name], qkv_format, table) for name, t in stored.items()}
+    members = {name: tokens.members(t, problem, SIDES[name]) for name, t in taken.items()}
+    for part in (part for several in members.values() for part in _chunks(several)):
+        if part.dtype == _wide(part) and part.is_contiguous():
+            part.normal_(generator=generator)  # the same numbers without a copy
+        else:
+            wide = torch.empty(part.shape, dtype=_wide(part), device=part.device)
+            part.copy_(wide.normal_(generator=generator))
     if kind == "peaked":
-        _point(q, k, problem)
+        _point(members["q"], members["k"], problem)
     elif kind == "large" and isinstance(problem.mechanism, Linear):
-        q.mul_(LINEAR)
-        k.mul_(LINEAR)
+        taken["q"].mul_(LINEAR)
+        taken["k"].mul_(LINEAR)
     elif kind == "large":
-        _shift(q, k, problem, generator)
+        _shift(members["q"], members["k"], problem, generator)
     if kind in READ_OUT and problem.dropout:
-        _unit_vectors(canonical(inputs.v, qkv_format), generator)
+        _unit_vectors(taken["v"], generator)
     if kind != "normal" and problem.modifier("rotary") is not None:
-        _turn_back(q, k, problem)
+        _turn_back(taken["q"], taken["k"], problem)
+    for name, tensor in stored.items():
+        junk = torch.linspace(-1, 1, tensor.shape[-1], device=tensor.device) * JUNK[name]
+        tokens.litter(tensor, junk, problem, SIDES[name], qkv_format, table)
+        tokens.put(tensor, taken[name], problem, SIDES[name], qkv_format, table)
     for name, tensor in inputs.extra.items():
         # of a seed, generators for CPUs take 32 bits
         own = torch.Generator(inputs.q.device).manual_seed(crc32(f"{first} {name}".encode()))
@@ -195,10 +225,10 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """Views [H', S, D] that cover [B, H, S, D] in order, of `_CHUNK` elements or of one head."""
-    heads = max(1, _CHUNK // (tensor.shape[2] * tensor.shape[3]))
-    for member in tensor:
+def _chunks(members: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Views [H', S, D] that cover the members [H, S, D] in order, of `_CHUNK` elements or of one head."""
+    for member in members:
+        heads = max(1, _CHUNK // max(1, member.shape[1] * member.shape[2]))
         for start in range(0, len(member), heads):
             yield member[start : start + heads]
 
@@ -226,28 +256,42 @@ PEAK = 12.0
 and a small multiple of it. Less moves less weight, more makes the yardstick itself worse (8 to 24 tried)."""
 
 
-def _point(q: Tensor, k: Tensor, problem: Problem) -> None:
-    """Add to every query the keys at its mask's edges: first and last allowed, first forbidden on each side.
+def _point(q: Sequence[Tensor], k: Sequence[Tensor], problem: Problem) -> None:
+    """Add to every query of the members [H, S, D] the keys at its mask's edges: first and last allowed, first forbidden
+    on each side.
 
     Where there are gaps between allowed keys, also the edge of the one nearest before the query's own position. A mask
     that is off by one then moves a large part of the weights. Queries are divided by scale * sqrt(D), so that a
-    problem's own scale does not change its scores.
+    problem's own scale does not change its scores. Where members differ in length, also the keys on either side of their
+    own, which are those of others.
     """
-    sq, sk = q.shape[2], k.shape[2]
     shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
-    i, edges = torch.arange(sq, device=q.device), list[tuple[Tensor, Tensor]]()
-    heads = torch.arange(problem.heads_q, device=q.device)[:, None] // shared  # key/value head of each
-    step = max(1, _CHUNK // (sq * q.shape[3]))
+    edges, of = list[tuple[Tensor, Tensor]](), (-1, -1)
     for b, (queries, keys) in enumerate(zip(q, k, strict=True)):  # [Hq, Sq, D], [Hk, Sk, D]
-        if not b or problem.mask.by_member:
-            edges = _edges(problem.mask, i, sq, sk, b)
+        sq, sk = problem.sequences[b]
+        if not (sq and sk):
+            continue
+        if of != (sq, sk) or problem.mask.by_member:
+            edges, of = _edges(problem.mask, torch.arange(sq, device=queries.device), sq, sk, b), (sq, sk)
+        heads = (
+            torch.arange(problem.heads_q, device=queries.device)[:, None] // shared
+        )  # key/value head of each
+        step = max(1, _CHUNK // (sq * queries.shape[2]))
         for start in range(0, len(queries), step):
             part = queries[start : start + step]
             total = part.to(_wide(part))
             for index, there in edges:
                 found = keys[heads[start : start + step], index.clamp(0, sk - 1)]
                 total += found * (there * (PEAK / root)).to(total.dtype)[:, None]
+            for key in _beside(k, b) if problem.uniform is None else ():
+                total += key[heads[start : start + step]] * (PEAK / root)
             part.copy_(total / (problem.softmax_scale * root))
+
+
+def _beside(k: Sequence[Tensor], b: int) -> Iterator[Tensor]:
+    """The last key before those of member b of a packed batch, and the first one behind them: [Hk, D] each."""
+    for others, place in ((range(b - 1, -1, -1), -1), (range(b + 1, len(k)), 0)):
+        yield from islice((k[other][:, place] for other in others if k[other].shape[1]), 1)
 
 
 def _edges(mask: Mask, i: Tensor, sq: int, sk: int, b: int) -> list[tuple[Tensor, Tensor]]:
@@ -279,8 +323,8 @@ LINEAR = 8.0
 keys would share is a constant, of which a sum in order errs by more than one of random terms (1.5 x the budget at 512)."""
 
 
-def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -> None:
-    """Make every query a multiple of one key that it may attend to, and shift all of its scores.
+def _shift(q: Iterable[Tensor], k: Iterable[Tensor], problem: Problem, generator: torch.Generator) -> None:
+    """Make every query of the members [H, S, D] a multiple of one key that it may attend to, and shift all its scores.
 
     The last coordinate of every key is sqrt(D), that of a query its shift: up in two rows, down in the next two,
     so that no maximum but the row's own will do. The right answer is the chosen key's v: neither a sound
@@ -288,10 +332,10 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
     rounded as coarsely as that: with the first, backward passes exceeded the budget. A softcap flattens large
     scores, and its slope is lost to rounding: where gradients are asked for, scores are kept within the cap.
     """
-    sq, sk = q.shape[2], k.shape[2]
+    device, most = generator.device, problem.longest[0]
     shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
-    i, chosen = torch.arange(sq, device=q.device), torch.empty(0)
-    chance = torch.rand(sq, generator=generator, device=q.device, dtype=torch.float64)
+    i, chosen, of = torch.arange(most, device=device), torch.empty(0), (-1, -1)
+    chance = torch.rand(most, generator=generator, device=device, dtype=torch.float64)
     size, heavy, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), HEAVY, 1.0
     if problem.modifier("rotary") is not None and problem.dtype.bytes == 2:
         heavy *= FARTHER
@@ -299,19 +343,20 @@ def _shift(q: Tensor, k: Tensor, problem: Problem, generator: torch.Generator) -
         heavy = HEAVY_WITH_GRADIENTS
         unit = min(unit, (problem.softcap or math.inf) / (size + heavy))
     shift = unit * size * (1 - i // 2 % 2 * 2)
-    k[..., -1] = 0
-    step = max(1, _CHUNK // (sq * q.shape[3]))
-    heads = torch.arange(problem.heads_q, device=q.device)[:, None] // shared  # key/value head of each
+    heads = torch.arange(problem.heads_q, device=device)[:, None] // shared  # key/value head of each
     for b, (queries, keys) in enumerate(zip(q, k, strict=True)):  # [Hq, Sq, D], [Hk, Sk, D]
-        if not b or problem.mask.by_member:
-            chosen = _heavy_keys(problem.mask, chance, sq, sk, b)
-        for start in range(0, len(queries), step):
+        sq, sk = problem.sequences[b]
+        keys[..., -1] = 0
+        if sk and (of != (sq, sk) or problem.mask.by_member):
+            chosen, of = _heavy_keys(problem.mask, chance[:sq], sq, sk, b), (sq, sk)
+        step = max(1, _CHUNK // max(1, sq * queries.shape[2]))
+        for start in range(0, len(queries) if sk else 0, step):
             found = keys[heads[start : start + step], chosen]
             total = found.to(_wide(found))
             total *= unit * heavy * root / total.square().sum(-1, keepdim=True).clamp(min=1)
-            total[..., -1] = shift
+            total[..., -1] = shift[:sq]
             queries[start : start + step].copy_(total / (problem.softmax_scale * root))
-    k[..., -1] = root
+        keys[..., -1] = root
 
 
 def _heavy_keys(mask: Mask, chance: Tensor, sq: int, sk: int, b: int) -> Tensor:
@@ -380,16 +425,29 @@ class Sample:
     heads_kv: int
     share: float
     """Checked rows of the output over all of them, in (0, 1]."""
+    sequences: Sequences = ()
+    """(Sq, Sk) of the members of the batch, where they differ."""
 
-    def queries(self, tensor: Tensor) -> Tensor:
-        """[B, Hq, Sq, n] -> [G, Hq/Hk, R, n]."""
+    def queries(self, tensor: Tensor, nothing: float = 0.0) -> Tensor:
+        """Canonical, [B, Hq, Sq, n] or [Tq, Hq, n] -> [G, Hq/Hk, R, n]; `nothing` in rows that a member does not have."""
         by_head = torch.unflatten(elements.bits(tensor), 1, (self.heads_kv, -1))
-        return by_head[self._index(tensor)].view(tensor.dtype)
+        if tensor.ndim == 4:
+            return by_head[self._index(tensor)].view(tensor.dtype)
+        token, there = self._tokens(0, torch.tensor(self.rows, device=tensor.device))
+        head = torch.tensor(self.groups, device=tensor.device)[:, 1, None, None]
+        shared = torch.arange(by_head.shape[2], device=tensor.device)[:, None]
+        found = by_head[token[:, None], head, shared].masked_fill_(~there[:, None, :, None], nothing)
+        return found.view(tensor.dtype)
 
     def keys(self, tensor: Tensor) -> Tensor:
-        """[B, Hk, Sk, n] -> [G, Sk, n]."""
+        """Canonical, [B, Hk, Sk, n] or [Tk, Hk, n] -> [G, Sk, n], with zeros behind a member's last key."""
         batch, head = torch.tensor(self.groups, device=tensor.device).unbind(1)
-        return elements.bits(tensor)[batch, head].view(tensor.dtype)
+        stored = elements.bits(tensor)
+        if tensor.ndim == 4:
+            return stored[batch, head].view(tensor.dtype)
+        longest = max(keys for _, keys in self.sequences)
+        token, there = self._tokens(1, torch.arange(longest, device=tensor.device))
+        return stored[token, head[:, None]].masked_fill_(~there[..., None], 0).view(tensor.dtype)
 
     def planes(self, count: int) -> list[int]:
         """Of so many planes, one for each query head, those of the groups; the one where all heads share it."""
@@ -407,7 +465,14 @@ class Sample:
         return tensor if tensor.ndim > 1 else tensor[None]
 
     def keep(self, tensor: Tensor) -> None:
-        """Zero, in place, what lies outside the sample in [B, Hq, Sq, n]."""
+        """Zero, in place, what lies outside the sample in a canonical tensor, [B, Hq, Sq, n] or [Tq, Hq, n]."""
+        if tensor.ndim == 3:
+            token, there = self._tokens(0, torch.tensor(self.rows, device=tensor.device))
+            head = torch.tensor(self.groups, device=tensor.device)[:, 1, None].expand_as(token)
+            outside = torch.ones(len(tensor), self.heads_kv, dtype=torch.bool, device=tensor.device)
+            outside[token[there], head[there]] = False
+            torch.unflatten(tensor, 1, (self.heads_kv, -1)).masked_fill_(outside[..., None, None], 0)
+            return
         kept = self.queries(tensor)
         tensor.zero_()
         torch.unflatten(tensor, 1, (self.heads_kv, -1))[self._index(tensor)] = kept
@@ -417,6 +482,14 @@ class Sample:
         shared = torch.arange(tensor.shape[1] // self.heads_kv, device=tensor.device)
         rows = torch.tensor(self.rows, device=tensor.device)
         return batch[:, None, None], head[:, None, None], shared[:, None], rows
+
+    def _tokens(self, side: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """For each group, which tokens of a packed batch stand at the `places` [P], 0 where there is none, and whether
+        there is one: [G, P] both."""
+        lengths = torch.tensor([pair[side] for pair in self.sequences], device=places.device)
+        batch = torch.tensor(self.groups, device=places.device)[:, 0, None]
+        there = places < lengths[batch]
+        return ((lengths.cumsum(0) - lengths)[batch] + places) * there, there
 
 
 def sample(problem: Problem, *, work: float, seed: int) -> Sample:
@@ -429,26 +502,34 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     edges. Where two groups are all that `work` allows, they are one of the ends and a random one. Where those that
     are always held (up to 26 rows of two groups, 42 where the mask differs by member) already cost more than `work`,
     it is exceeded: 2e9 flop are too few from some 25k keys on for groups of four heads of 128, and from 8k with
-    gradients.
+    gradients. Where members differ in length, up to `SHAPES` of them, from the shortest to the longest, have a group each,
+    and rows at their own edges.
     """
-    assert problem.uniform is not None
-    sq, sk = problem.uniform
+    sq, sk = problem.longest
     groups = [(b, h) for b in range(problem.batch) for h in range(problem.heads_kv)]
     gradients = "dq" in OUTPUTS[problem.direction]
     shared, width = problem.heads_q // problem.heads_kv, problem.head_dim + problem.head_dim_v
-    members = range(problem.batch if problem.mask.by_member else 1)
-    outlines = (problem.mask.outline(torch.arange(sq), sq, sk, b) for b in members)
-    keys = reduce(torch.maximum, (last - first + 1 for first, _, last in outlines)).clamp(min=0)
+    apart = problem.mask.by_member or problem.uniform is None
+    several = range(problem.batch) if apart else range(1)
+    unlike = {shape: b for b, shape in enumerate(problem.sequences)}.values()
+    keys = torch.zeros(sq, dtype=torch.int64)  # of each row, at the most
+    for b in several if problem.mask.by_member else unlike:
+        first, _, last = problem.mask.outline(torch.arange(problem.sequences[b][0]), *problem.sequences[b], b)
+        keys[: len(first)] = torch.maximum(keys[: len(first)], last - first + 1)
     per_pair = costs.pair_flops(problem) * shared * (3.5 if gradients else 1)
-    once = (
-        0 if problem.mask.by_member else _MASK_FLOP * sk
-    )  # for deciding the mask of a row, whatever the groups
+    once = 0 if apart else _MASK_FLOP * sk  # for deciding the mask of a row, whatever the groups
     per_row = (keys * per_pair + (_MASK_FLOP * sk - once)).tolist()  # flop of a row in one group
 
     def choice(picked: list[tuple[int, int]], rows: Iterable[int]) -> Sample:
         rows = tuple(sorted(rows))
-        share = len(rows) * len(picked) / (sq * len(groups))
-        return Sample(groups=tuple(sorted(picked)), rows=rows, heads_kv=problem.heads_kv, share=share)
+        checked = sum(bisect_left(rows, problem.sequences[b][0]) for b, _ in picked)
+        return Sample(
+            groups=tuple(sorted(picked)),
+            rows=rows,
+            heads_kv=problem.heads_kv,
+            share=checked / sum(problem.sequences[b][0] for b, _ in groups),
+            sequences=() if problem.uniform else problem.sequences,
+        )
 
     planes = 2 * sk if "bias" in problem.learned and gradients else 0  # its gradient, and the size of that
 
@@ -459,18 +540,23 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
 
     whole = costs.explicit_flops(problem)
     exact = whole * 3.5 / costs.WORK[problem.direction] if gradients else whole
-    if exact + _MASK_FLOP * sq * sk * len(members) <= work and len(groups) <= most(sq):
+    pairs = sum(q * k for q, k in problem.sequences[: len(several)])
+    if exact + _MASK_FLOP * pairs <= work and len(groups) <= most(sq):
         return choice(groups, range(sq))
 
     rng = random.Random(seed)
-    rows = {i for i in _always(problem, sq, sk) if 0 <= i < sq}
+    held = _held(problem)
+    rows = {i for b in held for i in _always(problem, b)}
     cost = sum(per_row[i] for i in rows)
     left = work - once * len(rows)
     part = 1 if len(rows) == sq else 2  # half for groups, half for rows
     affordable = max(2, int(min(left / part / max(cost, 1), len(groups))))
     count = min(len(groups), most(len(rows)), affordable)
     ends, middle = [groups[0], groups[-1]], groups[1:-1]
-    if count == 2 and middle:
+    if problem.uniform is None:
+        ends = [(b, rng.randrange(problem.heads_kv)) for b in held]
+        middle = [group for group in groups if group not in ends]
+    elif count == 2 and middle:
         ends = [rng.choice(ends)]
         if problem.mask.by_member:  # two members, whatever their masks
             middle = [group for group in middle if group[0] != ends[0][0]] or middle
@@ -490,22 +576,46 @@ def sample(problem: Problem, *, work: float, seed: int) -> Sample:
     return choice(picked, rows)
 
 
-def _always(problem: Problem, sq: int, sk: int) -> Iterator[int]:
-    yield from (0, sq - 1)
+SHAPES = 8
+"""Members of unlike lengths that a sample always looks at."""
+
+
+def _held(problem: Problem) -> list[int]:
+    """Members of the batch whose edges a sample always holds."""
+    if problem.uniform is not None:
+        return [0, problem.batch - 1] if problem.mask.by_member else [0]
+    unlike = sorted({shape: b for b, shape in enumerate(problem.sequences) if shape[0]}.items())
+    count = min(SHAPES, len(unlike))
+    return [unlike[nth * (len(unlike) - 1) // max(1, count - 1)][1] for nth in range(count)]
+
+
+def _always(problem: Problem, b: int) -> Iterator[int]:
+    sq, sk = problem.sequences[b]
+    rows = [0, sq - 1]
     for edge in (64, 128, (sq - 1) // 64 * 64, (sq - 1) // 128 * 128):
-        yield from (edge - 1, edge, edge + 1)
-    for b in {0, problem.batch - 1 if problem.mask.by_member else 0}:
-        for line in problem.mask.outline(torch.arange(sq), sq, sk, b):
-            line = line.clamp(-1, sk)
-            bends = (line[2:] - 2 * line[1:-1] + line[:-2]).nonzero() + 1
-            if len(bends):
-                yield from (int(bends[0]), int(bends[0]) + 1, int(bends[-1]) - 1, int(bends[-1]))
+        rows += (edge - 1, edge, edge + 1)
+    for line in problem.mask.outline(torch.arange(sq), sq, sk, b):
+        line = line.clamp(-1, sk)
+        bends = (line[2:] - 2 * line[1:-1] + line[:-2]).nonzero() + 1
+        if len(bends):
+            rows += (int(bends[0]), int(bends[0]) + 1, int(bends[-1]) - 1, int(bends[-1]))
+    yield from (row for row in rows if 0 <= row < sq)
 
 
-def mask_dout(inputs: Inputs, sample: Sample, qkv_format: str) -> None:
+def mask_dout(inputs: Inputs, problem: Problem, sample: Sample, qkv_format: str) -> None:
     """Zero dout, in place, outside the sample, so that dk and dv are sums over its rows alone."""
     if inputs.dout is not None:
-        sample.keep(canonical(inputs.dout, qkv_format))
+        dout = tokens.take(inputs.dout, problem, 0, qkv_format)
+        sample.keep(dout)
+        tokens.put(inputs.dout, dout, problem, 0, qkv_format)
+
+
+def gapless(tensors: tuple[Tensor, ...], problem: Problem, qkv_format: str) -> tuple[Tensor, ...]:
+    """A call's outputs without what stands in the padding of a batch, of which nothing is promised."""
+    if problem.uniform is not None or not isinstance(problem.layout, Dense):
+        return tensors
+    named = zip(OUTPUTS[problem.direction], tensors, strict=True)
+    return tuple(tokens.take(t.detach(), problem, SIDES[name], qkv_format) for name, t in named)
 
 
 def pick(tensors: tuple[Tensor, ...], problem: Problem, sample: Sample, qkv_format: str) -> dict[str, Tensor]:
@@ -519,11 +629,14 @@ def pick(tensors: tuple[Tensor, ...], problem: Problem, sample: Sample, qkv_form
         if name[1:] in problem.learned:
             found[name] = sample.parameter(name[1:], tensor.detach()).cpu().contiguous()
             continue
-        part = sample.keys if name in ("dk", "dv") else sample.queries
-        found[name] = part(canonical(tensor.detach(), qkv_format)).cpu().contiguous()
+        part = sample.keys if SIDES[name] else sample.queries
+        taken = tokens.take(tensor.detach(), problem, SIDES[name], qkv_format)
+        found[name] = part(taken).cpu().contiguous()
     return found
 
 
-def pick_lse(lse: Tensor, sample: Sample) -> Tensor:
-    """The sampled parts [G, Hq/Hk, R] of a log-sum-exp [B, Hq, Sq], in CPU memory."""
-    return sample.queries(lse[..., None]).squeeze(-1).cpu()
+def pick_lse(lse: Tensor, problem: Problem, sample: Sample) -> Tensor:
+    """The sampled parts [G, Hq/Hk, R] of a log-sum-exp, [B, Hq, Sq] or [Hq, Tq], in CPU memory; -inf in rows that a
+    member does not have."""
+    rows = lse[..., None] if lse.ndim == 3 else lse.mT[..., None]
+    return sample.queries(tokens.take(rows, problem, 0, "bhsd"), -math.inf).squeeze(-1).cpu()

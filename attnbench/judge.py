@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attnbench import inputs, reference, verify
+from attnbench import inputs, reference, tokens, verify
 from attnbench.forkserver import Channel
 from attnbench.problem import Problem
 
@@ -44,9 +44,10 @@ class Judge:
     def standard(self, kind: str) -> verify.Standard:
         """What is right for a kind of inputs."""
         if kind not in self._known:
-            made = inputs.make(self.problem, kind=kind, seed=self.seed, device=self.device, qkv_format="bhsd")
+            plain = tokens.plain(self.problem)
+            made = inputs.make(plain, kind=kind, seed=self.seed, device=self.device, qkv_format="bhsd")
             if self.sample.share < 1:
-                inputs.mask_dout(made, self.sample, "bhsd")
+                inputs.mask_dout(made, plain, self.sample, "bhsd")
             self._known[kind] = verify.Standard(
                 self.problem,
                 reference.oracle(self.problem, made, self.sample),

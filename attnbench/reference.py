@@ -34,12 +34,13 @@ _ROWS = 128  # query rows at once: so few that keys which none of them may atten
 
 
 def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tensor]:
-    """The right answer in float64 for inputs in `bhsd`, on their device: the outputs of the direction.
+    """The right answer in float64 for canonical inputs (`tokens`), on their device: the outputs of the direction.
 
     Inputs are what is stored, times its descale where it is quantised: of that rounding nobody is accused.
 
     `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv]; dk and dv are sums over
-    the sampled rows. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]: the norm that a row would have
+    the sampled rows. Of members of unlike lengths, Sk is that of the longest, and what a member does not have is zero,
+    and -inf in `lse`. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]: the norm that a row would have
     if the terms of its sum were independent. Terms may cancel (dq to zero, for a query with a single key);
     their rounding errors, which are proportional to this norm, do not. Zero where there are no terms at all.
     Further `lse` [G, Hq/Hk, R] of the mechanisms softmax and dot, the log-sum-exp of the scores of the keys that a
@@ -94,28 +95,27 @@ _Block = tuple[slice, slice, Tensor | None]
 
 def _portions(
     problem: Problem, sample: "Sample", most: int, device: torch.device
-) -> Iterator[tuple[slice, list[_Block]]]:
-    """Places of at most so many groups, and their blocks: groups of one member where the mask differs by it."""
-    by_member = problem.mask.by_member
-    for b, places in groupby(range(len(sample.groups)), lambda at: sample.groups[at][0] if by_member else 0):
+) -> Iterator[tuple[slice, tuple[int, int], list[_Block]]]:
+    """Places of at most so many groups, (Sq, Sk) and their blocks: groups of one member where mask or length differ."""
+    apart = problem.mask.by_member or problem.uniform is None
+    for b, places in groupby(range(len(sample.groups)), lambda at: sample.groups[at][0] if apart else 0):
         ordered = list(places)
         blocks, end = _blocks(problem, sample, device, b), ordered[-1] + 1
         for start in range(ordered[0], end, most):
-            yield slice(start, min(start + most, end)), blocks
+            yield slice(start, min(start + most, end)), problem.sequences[b], blocks
 
 
 def _blocks(problem: Problem, sample: "Sample", device: torch.device, b: int) -> list[_Block]:
     """Places in the sampled rows, the keys from the first to the last that one of these rows may attend to in member
     b, and which of the keys each may: [r, n], or None for all. Rows that may attend to none are in no block."""
-    assert problem.uniform is not None
-    sq, sk = problem.uniform
-    count = min(_ROWS, max(1, _at_once(problem) // (problem.heads_q // problem.heads_kv * sk)))
-    rows = torch.tensor(sample.rows, device=device)
+    sq, sk = problem.sequences[b]
+    count = min(_ROWS, max(1, _at_once(problem) // (problem.heads_q // problem.heads_kv * max(1, sk))))
+    rows = torch.tensor([row for row in sample.rows if row < sq], device=device)
     blocks: list[_Block] = []
-    for start in range(0, len(rows), count):
-        here = slice(start, start + count)
+    for start in range(0, len(rows) if sk else 0, count):
+        here = slice(start, min(start + count, len(rows)))
         if isinstance(problem.mask, Full):
-            blocks.append((here, slice(None), None))
+            blocks.append((here, slice(0, sk), None))
             continue
         first, _, last = problem.mask.outline(rows[here], sq, sk, b)
         low = int(first.min())
@@ -140,7 +140,7 @@ def _compute(
     sizes: bool = False,
 ) -> dict[str, Tensor]:
     """Compute in `dtype`; `rnd` rounds the result of each step."""
-    sk, shared, total = inputs.k.shape[2], problem.heads_q // problem.heads_kv, len(sample.groups)
+    sk, shared, total = problem.longest[1], problem.heads_q // problem.heads_kv, len(sample.groups)
     together = max(1, _at_once(problem) // (shared * min(len(sample.rows), _ROWS) * sk))  # groups at once
     shapes = {
         "out": (total, shared, len(sample.rows), problem.head_dim_v),
@@ -174,7 +174,7 @@ def _compute(
         wide = rnd(wide) if problem.stored_apart else wide
         return rotations.turned(wide, turns[f"d{name}"], rnd) if f"d{name}" in turns else wide
 
-    for here, blocks in _portions(problem, sample, together, device):
+    for here, lengths, blocks in _portions(problem, sample, together, device):
         part = replace(sample, groups=sample.groups[here])
         heads_kv = torch.tensor(part.groups, device=device)[:, 1]
         k, v = (real(name, part.keys(getattr(inputs, name)), heads_kv) for name in "kv")
@@ -186,7 +186,12 @@ def _compute(
         heads = heads_kv[:, None] * shared + torch.arange(shared, device=device)
         for rows, keys, allowed in blocks:
             block = Block(
-                heads=heads, heads_kv=heads_kv, rows=queries[rows], keys=all_keys[keys], extra=inputs.extra
+                heads=heads,
+                heads_kv=heads_kv,
+                rows=queries[rows],
+                keys=all_keys[keys],
+                lengths=lengths,
+                extra=inputs.extra,
             )
             found = _attend(
                 problem,
@@ -240,9 +245,9 @@ def _turns(
     problem: Problem, rows: Tensor, keys: Tensor, dtype: torch.dtype, rnd: Rounding, *, exact: bool
 ) -> dict[str, rotations.Turns]:
     """How the modifier rotary turns the sampled queries (`dq`) and the keys (`dk`); empty without it."""
-    assert problem.uniform is not None
     if problem.modifier("rotary") is None:
         return {}
+    assert problem.uniform is not None
     sq, sk = problem.uniform
     found = {}
     for name, positions in (("dq", rows + (sk - sq)), ("dk", keys)):

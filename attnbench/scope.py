@@ -9,9 +9,12 @@ from attnbench.problem import (
     Entmax,
     Full,
     Linear,
+    Paged,
     Problem,
     Softmax,
 )
+
+_FORWARD = (Direction.FORWARD, Direction.INFERENCE)
 
 
 def computable(problem: Problem) -> str | None:
@@ -20,15 +23,32 @@ def computable(problem: Problem) -> str | None:
         return reason
     if problem.stored_apart and (reason := _stored(problem)):
         return reason
-    if not isinstance(problem.layout, Dense) or problem.uniform is None:
-        return "no reference for packed, paged or ragged batches yet"
-    if 0 in problem.uniform:
-        return "no reference for empty sequences yet"
-    if problem.dropout and problem.direction not in (Direction.FORWARD, Direction.INFERENCE):
+    if isinstance(problem.layout, Paged) and problem.direction not in _FORWARD:
+        return "no reference for gradients through pages yet"
+    if 0 in (problem.uniform or problem.longest):
+        return "no reference for batches without queries or keys yet"
+    if (problem.uniform is None or not isinstance(problem.layout, Dense)) and (beyond := _beyond(problem)):
+        return f"no reference for {beyond} in packed, paged or ragged batches yet"
+    if problem.dropout and problem.direction not in _FORWARD:
         return "no reference for the gradients of dropout yet"
     if problem.dropout and not isinstance(problem.mechanism, Softmax | Dot):
         return f"no reference for dropout with the {problem.mechanism.name} mechanism yet"
     return "no reference for shared k and v yet" if problem.shared_kv else None
+
+
+def _beyond(problem: Problem) -> str | None:
+    """What is there for dense batches of equal lengths alone."""
+    if problem.stored_apart:
+        return "k and v of a type of their own"
+    if problem.dropout:
+        return "dropout"
+    if problem.modifier("rotary") is not None:
+        return "rotary"
+    if problem.learned and problem.direction not in _FORWARD:
+        return f"the gradient of {problem.learned[0]}"
+    if not isinstance(problem.mechanism, Softmax | Dot):
+        return f"the {problem.mechanism.name} mechanism"
+    return None
 
 
 def _stored(problem: Problem) -> str | None:

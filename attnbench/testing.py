@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attnbench import inputs, reference, scope, suites, verify
+from attnbench import inputs, reference, scope, suites, tokens, verify
 from attnbench.implementation import Device, Implementation, Prepared
 from attnbench.plugins import Registry, requirements
 from attnbench.problem import Problem, problem_from
@@ -53,12 +53,13 @@ def verdict(
     prepared = implementation.prepare(of, given)
     if not isinstance(prepared, Prepared):
         prepared = Prepared(step=prepared)
+    plain = tokens.plain(of)
     for kind in inputs.KINDS:
         inputs.overwrite(given, of, kind=kind, seed=seed, qkv_format=form)
-        canonical = inputs.make(of, kind=kind, seed=seed, device=device, qkv_format="bhsd")
+        canonical = inputs.make(plain, kind=kind, seed=seed, device=device, qkv_format="bhsd")
         if sample.share < 1:
-            inputs.mask_dout(given, sample, form)
-            inputs.mask_dout(canonical, sample, "bhsd")
+            inputs.mask_dout(given, of, sample, form)
+            inputs.mask_dout(canonical, plain, sample, "bhsd")
         if prepared.refresh:
             prepared.refresh()
         before = inputs.checksum(given)
@@ -73,7 +74,7 @@ def verdict(
             lse = verify.inspect_lse(prepared.lse(raw), of, device)
             if isinstance(lse, str):
                 return lse
-            actual["lse"] = inputs.pick_lse(lse, sample)
+            actual["lse"] = inputs.pick_lse(lse, of, sample)
         oracle, yardstick = (f(of, canonical, sample) for f in (reference.oracle, reference.yardstick))
         _, wrong = verify.Standard(of, oracle, yardstick, sample.share, kind).compare(actual)
         if wrong:
@@ -107,14 +108,15 @@ def check_implementation(
 
 
 def samples(implementation: Implementation, device: Device) -> Iterator[Problem]:
-    """Small problems that the implementation says it supports, one for each dtype, mask and direction.
+    """Small problems that the implementation says it supports, one for each layout, dtype, mask and direction.
 
     Of softmax without modifiers; where it supports none of these, of each of its mechanisms and modifiers.
     """
     can, some = implementation.capabilities, False
-    for one in _samples(implementation, device):
-        some = True
-        yield one
+    for layout in sorted(can.layouts):
+        for one in _samples(implementation, device, layout=layout):
+            some = True
+            yield one
     if not some:
         for axis, names in (("mechanism", can.mechanisms), ("modifiers", can.modifiers)):
             for name in sorted(names):
@@ -127,7 +129,8 @@ _WRITTEN = {"local-gaussian": "local-gaussian:window=16", "softcap": "softcap:ca
 
 def _samples(implementation: Implementation, device: Device, **more: str) -> Iterator[Problem]:
     can = implementation.capabilities
-    lengths: list[dict[str, int]] = [{"seqlen": 96}, {"seqlen_q": 33, "seqlen_kv": 80}]
+    lengths: list[dict[str, Any]] = [{"seqlen": 96}, {"seqlen_q": 33, "seqlen_kv": 80}]
+    lengths += [{"requests": "2q33s80_1q0s7_1q1s50"}] if can.ragged else []
     for dtype in sorted(can.dtypes):
         for mask in ("full", "causal", "causal-top-left", "window:left=16:right=0"):
             for direction in ("forward", "backward", "forward_backward"):

@@ -15,7 +15,7 @@ from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Device, Implementation, Inputs, Prepared
 from attnbench.inputs import OUTPUTS, READ_OUT
 from attnbench.inputs import outputs as names_of
-from attnbench.problem import Additive, DType, Problem
+from attnbench.problem import Additive, Dense, DType, Problem
 from attnbench.records import FACTORS, Accuracy, worst
 
 LSE_FACTOR = 3.0
@@ -47,7 +47,7 @@ def factors(name: str) -> tuple[float, float]:
 def _summands(problem: Problem, name: str, rows: int) -> int:
     """The most terms that an element of a tensor is the sum of, or a score that goes into it. Of `rows` query rows in
     all a parameter's gradient is, or, where its terms are pairs, of each of their keys."""
-    terms = max(problem.head_dim, problem.head_dim_v, *(problem.uniform or ()))
+    terms = max(problem.head_dim, problem.head_dim_v, *problem.longest)
     if name[1:] not in problem.learned:
         return terms
     pairs = name == "drelative_bias" or (name == "dw" and isinstance(problem.mechanism, Additive))
@@ -72,8 +72,7 @@ def _floor(problem: Problem, top_score: float, terms: int) -> float:
 def _lse_floor(problem: Problem, top_score: float) -> float:
     """The rounding of the scores in float32: sums of D products, which err by sqrt(D) / 3 times as much as one
     rounding of the largest score where all products have the same sign."""
-    assert problem.uniform is not None
-    largest = top_score + math.log(max(problem.uniform[1], 1))
+    largest = top_score + math.log(max(problem.longest[1], 1))
     return 2.0**-24 * math.sqrt(problem.head_dim) * max(1.0, largest / 3)
 
 
@@ -100,11 +99,14 @@ def inspect(
 def alone(
     implementation: Implementation, problem: Problem, inputs: Inputs, device: str
 ) -> tuple[Tensor, ...]:
-    """What the first member of a batch comes out as where it is the whole batch; empty where that is unsupported.
+    """What the first member of a batch comes out as where it is the whole batch; empty where that is unsupported, or
+    members do not lie side by side in a dense batch.
 
     Without gradients of parameters, which have no members. Raises `ValueError` where that breaks the contract, and what the implementation raises.
     """
     single = replace(problem, sequences=problem.sequences[:1])
+    if not isinstance(problem.layout, Dense) or problem.uniform is None:
+        return ()
     if implementation.why_not(single, Device(kind=torch.device(device).type)):
         return ()
     q, k, v = (t[:1].clone() for t in (inputs.q, inputs.k, inputs.v))
@@ -140,11 +142,12 @@ def _inspect(
 
 
 def inspect_lse(tensor: object, problem: Problem, device: str) -> Tensor | str:
-    """A log-sum-exp [B, Hq, Sq] without its graph, or what is wrong with it in words."""
+    """A log-sum-exp without its graph, or what is wrong with it in words."""
     if type(tensor) is not Tensor:
         return f"lse: it is a {type(tensor).__name__}, expected a plain torch.Tensor"
-    assert problem.uniform is not None
-    shape = [problem.batch, problem.heads_q, problem.uniform[0]]
+    shape = [problem.batch, problem.heads_q, problem.longest[0]]
+    if not isinstance(problem.layout, Dense):
+        shape = [problem.heads_q, sum(q for q, _ in problem.sequences)]
     if list(tensor.shape) != shape:
         return f"lse: shape {list(tensor.shape)}, expected {shape}"
     wide = (torch.float32, torch.float64) if problem.dtype is DType.FLOAT64 else (torch.float32,)

@@ -178,7 +178,7 @@ class Job:
     def canary(self, message: Mapping[str, Any]) -> Answer:
         """Prepare, call, and hand the outputs for every kind of inputs to the judge."""
         if self.sample.share < 1:
-            inputs.mask_dout(self.inputs, self.sample, self.implementation.qkv_format)
+            inputs.mask_dout(self.inputs, self.problem, self.sample, self.implementation.qkv_format)
         before = inputs.checksum(self.inputs)
         self._poison()
         setup_s = self._prepare()
@@ -363,7 +363,7 @@ class Job:
         with self._one_thread():
             inputs.overwrite(self.inputs, self.problem, kind=kind, seed=self.seed, qkv_format=form)
             if self.sample.share < 1:
-                inputs.mask_dout(self.inputs, self.sample, form)
+                inputs.mask_dout(self.inputs, self.problem, self.sample, form)
             before = inputs.checksum(self.inputs)
         if self.prepared.refresh:
             self.prepared.refresh()
@@ -384,10 +384,11 @@ class Job:
         first = None
         for _ in range(repeats):
             with self._one_thread():
-                first = first or inputs.checksums(self._found(raw))  # before its storage is used again
+                first = first or inputs.checksums(self._promised(raw))  # before its storage is used again
             self._poison()
-            again = self._found(self._call())
+            raw_again = self._call()
             with self._one_thread():
+                again = self._promised(raw_again)
                 same = inputs.checksums(again) == first
                 if self.problem.dropout:
                     self._drops_anew(same)
@@ -424,11 +425,16 @@ class Job:
             raise WrongError(found)
         return found
 
+    def _promised(self, raw: Any) -> tuple[torch.Tensor, ...]:
+        """As `_found`, without what may be anything."""
+        return inputs.gapless(self._found(raw), self.problem, self.implementation.qkv_format)
+
     def _output(self, name: str, raw: Any) -> str:
         """Write what the judge needs of an output to a file. Raises `WrongError` where it breaks the contract."""
         found, form = self._found(raw), self.implementation.qkv_format
         with self._one_thread():
-            for part, tensor in zip(inputs.outputs(self.problem), found, strict=True):
+            parts = inputs.gapless(found, self.problem, form)
+            for part, tensor in zip(inputs.outputs(self.problem), parts, strict=True):
                 # the judge sees no more than the sample
                 if self.sample.share < 1 and not bool(tensor.isfinite().all()):
                     raise WrongError(f"{part}: not everywhere finite")
@@ -439,7 +445,7 @@ class Job:
             lse = verify.inspect_lse(self.prepared.lse(raw), self.problem, self.device)
             if isinstance(lse, str):
                 raise WrongError(lse)
-            picked["lse"] = inputs.pick_lse(lse, self.sample)
+            picked["lse"] = inputs.pick_lse(lse, self.problem, self.sample)
         path = os.path.join(self.folder, f"{os.getpid()}-{name}")
         torch.save(picked, path)
         return path
@@ -449,7 +455,8 @@ def _copy(of: Inputs) -> Inputs:
     """The same values in other storage."""
     dout = None if of.dout is None else of.dout.clone()
     extra = {name: tensor.clone() for name, tensor in of.extra.items()}
-    return Inputs(q=of.q.clone(), k=of.k.clone(), v=of.v.clone(), dout=dout, extra=extra)
+    index = {name: tensor.clone() for name, tensor in of.index.items()}
+    return Inputs(q=of.q.clone(), k=of.k.clone(), v=of.v.clone(), dout=dout, extra=extra, index=index)
 
 
 def probe(channel: Channel) -> None:

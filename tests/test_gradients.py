@@ -138,7 +138,7 @@ def test_of_a_sample_the_gradients_of_parameters_are_sums_over_its_rows(modifier
     problem = Problem.parse(f"{text} modifiers={modifiers} {BOTH}")
     made = make(problem)
     part = inputs.Sample(groups=((0, 1), (2, 1)), rows=(0, 7, 39), heads_kv=2, share=0.1)
-    inputs.mask_dout(made, part, "bhsd")
+    inputs.mask_dout(made, problem, part, "bhsd")
     found, right = reference.oracle(problem, made, part), textbook(problem, made)
     picked = inputs.pick(tuple(right[n] for n in inputs.outputs(problem)), problem, part, "bhsd")
     for name in problem.learned:
@@ -364,7 +364,7 @@ def test_of_a_sample_the_gradients_of_a_mechanism_are_sums_over_its_rows(mechani
     problem = Problem.parse(f"{text} mechanism={mechanism} {BOTH}")
     made = make(problem)
     part = inputs.Sample(groups=((0, 1), (2, 0)), rows=(0, 7, 39), heads_kv=2, share=0.1)
-    inputs.mask_dout(made, part, "bhsd")
+    inputs.mask_dout(made, problem, part, "bhsd")
     whole, some = (reference.oracle(problem, made, s) for s in (everything(problem), part))
     places = [1, 4]  # of these groups among all six
     for name in ("dk", "dv", *(f"d{name}" for name in problem.learned)):

@@ -315,10 +315,10 @@ def test_pick_takes_the_sampled_rows_and_groups_out_of_any_format(form: str) -> 
 
 @pytest.mark.parametrize("form", ["bshd", "bhsd"])
 def test_dout_is_zero_outside_the_sample_and_untouched_inside(form: str) -> None:
-    _, made = make(f"{SMALL} dtype=float32 {GRADIENTS}", form=form)
+    problem, made = make(f"{SMALL} dtype=float32 {GRADIENTS}", form=form)
     sample = inputs.Sample(groups=((0, 1), (1, 0)), rows=(0, 3), heads_kv=2, share=0.2)
     before = inputs.canonical(made.dout, form).clone()
-    inputs.mask_dout(made, sample, form)
+    inputs.mask_dout(made, problem, sample, form)
     after = inputs.canonical(made.dout, form)
     inside = torch.zeros(2, 4, 5, dtype=torch.bool)
     for (b, h), row in product(sample.groups, sample.rows):

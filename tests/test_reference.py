@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnbench import inputs, reference, scope
 from attnbench.implementation import Inputs
-from attnbench.problem import Problem, Softcap
+from attnbench.problem import Linear, Problem, Softcap
 
 GRADIENTS = "direction=forward_backward"
 
@@ -195,7 +195,7 @@ def test_sampled_rows_are_the_same_rows_of_the_whole(mask: str) -> None:
     text = f"batch=2 seqlen=80 heads_q=4 heads_kv=2 head_dim=16 dtype=float32 mask={mask} {GRADIENTS}"
     problem, given, everything = make(text)
     sample = inputs.Sample(groups=((0, 1), (1, 0)), rows=(0, 7, 40, 63, 79), heads_kv=2, share=0.1)
-    inputs.mask_dout(given, sample, "bhsd")
+    inputs.mask_dout(given, problem, sample, "bhsd")
     whole = picked(problem, textbook(problem, given, torch.float64), sample)
     part = reference.oracle(problem, given, sample)
     for name, right in whole.items():
@@ -278,7 +278,20 @@ def test_size_is_the_norm_without_cancellation() -> None:
         ("mask=document:count=4*causal", None),
         ("mask=full modifiers=rotary", None),
         ("mask=full kv_dtype=int8", None),
-        ("mask=full layout=packed", "no reference for packed, paged or ragged batches yet"),
+        (
+            "mask=full layout=packed kv_dtype=int8",
+            "no reference for k and v of a type of their own in packed, paged or ragged batches yet",
+        ),
+        ("mask=full layout=packed direction=backward", None),
+        ("mask=full layout=paged", None),
+        (
+            "mask=full layout=paged direction=backward",
+            "no reference for gradients through pages yet",
+        ),
+        (
+            "mask=full layout=paged modifiers=rotary",
+            "no reference for rotary in packed, paged or ragged batches yet",
+        ),
         ("mask=full dropout=0.1", None),
         ("mask=full dropout=0.1 direction=backward", "no reference for the gradients of dropout yet"),
         ("mask=full shared_kv=true", "no reference for shared k and v yet"),
@@ -289,8 +302,10 @@ def test_what_cannot_be_computed_yet_is_said_in_words(change: str, reason: str |
     assert scope.computable(problem) == reason
 
 
-def test_ragged_and_empty_batches_cannot_be_computed_yet() -> None:
-    problem = Problem.parse("requests=1q8_1q4 heads=1 head_dim=8 dtype=float32 mask=full")
-    assert scope.computable(problem) == "no reference for packed, paged or ragged batches yet"
-    empty = replace(problem, sequences=((0, 4),))
-    assert scope.computable(empty) == "no reference for empty sequences yet"
+def test_ragged_batches_can_be_computed_but_of_softmax_alone_and_not_without_tokens() -> None:
+    problem = Problem.parse("requests=1q8_1q4_1q0s3 heads=1 head_dim=8 dtype=float32 mask=full")
+    assert scope.computable(problem) is None
+    linear = scope.computable(replace(problem, mechanism=Linear()))
+    assert linear == "no reference for the linear mechanism in packed, paged or ragged batches yet"
+    empty = replace(problem, sequences=((0, 4), (0, 2)))
+    assert scope.computable(empty) == "no reference for batches without queries or keys yet"

@@ -12,7 +12,7 @@ from attnbench.models import MODELS
 from attnbench.plugins import Registry
 
 ROOT = Path(__file__).parents[1]
-MINUTES = {"decode": 5}
+MINUTES = {"decode": 5, "mixed-serving": 5}
 """Of a run on two cores with the preset `default`, at the most."""
 
 

@@ -475,7 +475,7 @@ def lse_of(there: Case) -> Tensor:
     """[G, Hq/Hk, R], summed in float32."""
     p, given = there.problem, there.inputs
     s = given.q.float() @ given.k.float().repeat_interleave(p.heads_q // p.heads_kv, 1).mT * p.softmax_scale
-    return inputs.pick_lse(s.masked_fill(~allowed(p), -math.inf).logsumexp(-1), there.sample)
+    return inputs.pick_lse(s.masked_fill(~allowed(p), -math.inf).logsumexp(-1), p, there.sample)
 
 
 LSE_SHAPE = "batch=2 seqlen_q=96 seqlen_kv=40 heads_q=4 heads_kv=2 head_dim=128 mask=causal"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from attnbench import (
     ALL_MASKS,
     Capabilities,
+    Device,
     Direction,
     Implementation,
     Inputs,
@@ -42,6 +43,30 @@ def attnbench_implementations() -> Iterable[Implementation]:
         requires=("numpy",),
         qkv_format="bhsd",
     )
+    yield Implementation(
+        name="numpy-loop",
+        summary="softmax(scale q k^T) v in numpy for one member of the batch after the other",
+        capabilities=Capabilities(
+            dtypes=frozenset(("float32", "float64")),
+            masks=ALL_MASKS,
+            modifiers=frozenset(("softcap",)),
+            mechanisms=frozenset(("softmax", "dot")),
+            layouts=frozenset(("dense", "packed", "paged")),
+            grouped_heads=True,
+            unequal_head_dims=True,
+            ragged=True,
+        ),
+        prepare=_prepare_loop,
+        requires=("numpy",),
+        qkv_format="bhsd",
+        objection=_nothing_unlike,
+    )
+
+
+def _nothing_unlike(problem: Problem, device: Device) -> str | None:
+    if problem.uniform is not None and problem.layout.name == "dense":
+        return "a dense batch of equal lengths is numpy's"
+    return None
 
 
 def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
@@ -249,3 +274,57 @@ def _terms(problem: Problem, inputs: Inputs) -> "list[Callable[[], Array]]":
         table, bucket = inputs.extra["relative_bias"].numpy(), relative.bucket(ahead)
         found.append(lambda: table.T[:, bucket])
     return found
+
+
+def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
+    import numpy as np
+    import torch
+
+    group, cap = problem.heads_q // problem.heads_kv, problem.softcap
+    q, k, v = (t.numpy() for t in (inputs.q, inputs.k, inputs.v))  # views: they see values written later
+    table = inputs.index["block_table"].numpy() if "block_table" in inputs.index else None
+    forbidden: list[npt.NDArray[np.bool_] | None] = [None] * problem.batch
+    if problem.mask.name != "full":
+        for b, (sq, sk) in enumerate(problem.sequences):
+            forbidden[b] = ~problem.mask.allowed(np.arange(sq)[:, None], np.arange(sk), sq, sk, b)
+
+    def queries(array: "Array", b: int) -> "Array":
+        """[Hq, Sq, n], a view."""
+        if problem.layout.name == "dense":
+            return array[b, :, : problem.sequences[b][0]]
+        return array[problem.spans[b][0]].swapaxes(0, 1)
+
+    def keys(array: "Array", b: int) -> "Array":
+        """[Hk, Sk, n]: a view, or a copy of pages."""
+        sk = problem.sequences[b][1]
+        if problem.layout.name == "dense":
+            return array[b, :, :sk]
+        if table is None:
+            return array[problem.spans[b][1]].swapaxes(0, 1)
+        pages = array[table[b, : -(-sk // array.shape[1])]]  # [pages, page, Hk, n]
+        tokens: Array = pages.reshape(-1, *pages.shape[2:])[:sk]
+        return tokens.swapaxes(0, 1)
+
+    def step() -> "Array":
+        out = np.zeros((*q.shape[:-1], problem.head_dim_v), dtype=q.dtype)
+        for b, (sq, sk) in enumerate(problem.sequences):
+            if not (sq and sk):
+                continue
+            rows = queries(q, b).reshape(problem.heads_kv, group * sq, problem.head_dim)
+            s = rows @ keys(k, b).swapaxes(-1, -2)
+            s *= problem.softmax_scale
+            if cap is not None:
+                s = np.tanh(s / cap) * cap
+            if (hidden := forbidden[b]) is not None:
+                np.copyto(s.reshape(problem.heads_q, sq, sk), -np.inf, where=hidden)
+            peak = s.max(axis=-1, keepdims=True)
+            s -= np.where(
+                np.isneginf(peak), 0, peak
+            )  # a row that sees no key stays at -inf: its weights are 0
+            np.exp(s, out=s)
+            total = s.sum(axis=-1, keepdims=True)
+            s /= np.where(total == 0, 1, total)
+            queries(out, b)[...] = (s @ keys(v, b)).reshape(problem.heads_q, sq, problem.head_dim_v)
+        return out
+
+    return Prepared(step=step, read=torch.from_numpy)

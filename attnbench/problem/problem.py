@@ -106,6 +106,15 @@ class Problem:
         """The largest Sq and the largest Sk of the batch."""
         return max(q for q, _ in self.sequences), max(s for _, s in self.sequences)
 
+    @cached_property
+    def spans(self) -> tuple[tuple[slice, slice], ...]:
+        """Where the queries and the keys of each member lie in a packed batch."""
+        found, q, k = list[tuple[slice, slice]](), 0, 0
+        for sq, sk in self.sequences:
+            found.append((slice(q, q + sq), slice(k, k + sk)))
+            q, k = q + sq, k + sk
+        return tuple(found)
+
     @property
     def out_dtype(self) -> DType:
         """Element type of the output and of parameters: q's, or bfloat16 where that is quantised."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from attnbench import Device, Problem
+from attnbench import Device, Problem, testing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,7 +18,9 @@ on_cpu = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "test_
 ON_CUDA = [
     name
     for name, record in on_cpu.IMPLEMENTATIONS.items()
-    if "cuda" in record.capabilities.devices and name not in on_cpu.PICKED
+    if "cuda" in record.capabilities.devices
+    and name not in on_cpu.PICKED
+    and "paged" not in record.capabilities.layouts
 ]
 HALF_ONLY = ("torch-sdpa-flash", "torch-sdpa-cudnn", "torch-varlen")
 WIDE = "heads_q=4 heads_kv=2 head_dim=64 dtype=bfloat16"
@@ -88,3 +90,12 @@ def test_the_kernel_named_is_the_kernel_run(name: str, direction: str, shape: st
         on_cpu.outputs(ready)
     fused = {kernel for kernel in ("flash", "efficient", "cudnn") if any(kernel in n for n in seen.names)}
     assert fused == {ready.kernel} - {"math"}
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed", "paged:page=16"])
+@pytest.mark.parametrize("name", ["torch-loop", "torch-padded", "torch-varlen"])
+def test_members_of_unlike_lengths_are_computed_rightly(name: str, layout: str) -> None:
+    problem = Problem.parse(f"requests=1q90s200_3q1s70 {WIDE} mask=causal layout={layout}")
+    if reason := on_cpu.IMPLEMENTATIONS[name].why_not(problem, gpu()):
+        pytest.skip(reason)
+    assert testing.verdict(on_cpu.IMPLEMENTATIONS[name], problem, "cuda") is None

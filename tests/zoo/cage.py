@@ -6,7 +6,7 @@ from functools import cache
 
 from zoo.defects import Compute
 
-from attnbench import inputs, reference, verify
+from attnbench import inputs, reference, tokens, verify
 from attnbench.implementation import Inputs
 from attnbench.problem import Problem
 
@@ -15,6 +15,7 @@ LENGTHS = {"512": 512, "8k": 8192, "32k": 32768}
 WORK = 5e8  # as in a run, so that at 32k keys a sample is judged
 SEED = 20261121
 
+UNLIKE = "requests=1q128s{keys}_1q96s{part}_1q0s9_2q1s{keys} mask=causal"
 SHAPES = {
     "full": "mask=full",
     "large": "mask=full scale=16.0",  # scores of several hundred, as q k^T without a scale
@@ -51,21 +52,26 @@ SHAPES = {
     "rotary": "mask=causal modifiers=rotary",
     "dropout": "mask=causal dropout=0.1",
     "rotary-gradients": "mask=causal modifiers=rotary direction=forward_backward",
+    "padded": UNLIKE,
+    "packed": UNLIKE + " layout=packed",
+    "paged": UNLIKE + " layout=paged:page=16",
 }
 """What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys, `{many}` a 64th
-of them. A dtype of its own is that in all columns of a table."""
+of them, `{part}` half of them and no multiple of a page. A dtype of its own is that in all columns of a table."""
 
 RAGGED = 37  # keys beyond a multiple of any tile
 
 
 def problem(shape: str, keys: int, dtype: str) -> Problem:
-    words = SHAPES[shape].format(short=keys - 64, many=keys // 64)
+    words = SHAPES[shape].format(short=keys - 64, many=keys // 64, keys=keys, part=keys // 2 + RAGGED)
     if "heads" not in words:
         words += " heads=2"
     if " dtype=" not in words:
         words += f" dtype={dtype}"
     keys += RAGGED if shape == "ragged" else 0
-    return Problem.parse(f"seqlen_q=128 seqlen_kv={keys} head_dim=64 {words}")
+    if "requests" not in words:
+        words += f" seqlen_q=128 seqlen_kv={keys}"
+    return Problem.parse(f"head_dim=64 {words}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +91,13 @@ def exhibit(text: str) -> list[tuple[str, Inputs, inputs.Sample, verify.Standard
     sample = inputs.sample(of, work=WORK, seed=SEED)
     for kind in inputs.KINDS:
         made = inputs.make(of, kind=kind, seed=SEED, device="cpu", qkv_format="bhsd")
+        plain = tokens.plain(of)
+        told = (
+            made if plain == of else inputs.make(plain, kind=kind, seed=SEED, device="cpu", qkv_format="bhsd")
+        )
         if sample.share < 1:
-            inputs.mask_dout(made, sample, "bhsd")
-        right, yard = (f(of, made, sample) for f in (reference.oracle, reference.yardstick))
+            inputs.mask_dout(made, of, sample, "bhsd")
+        right, yard = (f(of, told, sample) for f in (reference.oracle, reference.yardstick))
         found.append((kind, made, sample, verify.Standard(of, right, yard, sample.share, kind)))
     return found
 

@@ -1,0 +1,156 @@
+"""Attention over members of unlike lengths, padded, packed or in pages, with one thing wrong. See `defects`.
+
+`members` computes one member after the other; a defect is another choice of the slots that it reads. Slots are places of
+the flattened storage of k and v.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from zoo.defects import Defect, Outputs, beside_sinks, flash, inside
+from zoo.sound import Sound
+
+from attnbench.implementation import Inputs
+from attnbench.problem import Dense, Paged, Problem
+
+
+def paged_slots(table: Tensor, at: Tensor, page: int) -> Tensor:
+    """Of tokens `at` [n], through a member's row of the block table."""
+    return table[at // page] * page + at % page
+
+
+def slots(problem: Problem, given: Inputs, b: int, defect: str) -> tuple[Tensor, Tensor]:
+    """Which slots [n] member b reads, and which of them its queries see, [Sq, n]."""
+    sq, sk = problem.sequences[b]
+    longest_q, longest_k = problem.longest
+    i, at = torch.arange(sq)[:, None], torch.arange(sk)
+    seen = problem.mask.allowed(i, at, sq, sk, b)
+    start = problem.spans[b][1].start
+
+    def also(count: int) -> Tensor:
+        """With so many more, which all queries see; of a negative number so many fewer."""
+        return torch.cat([seen[:, : sk + min(count, 0)], torch.ones(sq, max(0, count), dtype=torch.bool)], 1)
+
+    if isinstance(problem.layout, Dense):
+        if defect == "padding-of-the-batch-seen":
+            at, seen = torch.arange(longest_k), also(longest_k - sk)
+        if defect == "one-slot-of-padding-seen" and sk < longest_k:
+            at, seen = torch.arange(sk + 1), also(1)
+        if defect == "aligned-with-the-longest":
+            seen = at <= i + longest_k - longest_q
+        return b * longest_k + at, seen
+    if not isinstance(problem.layout, Paged):
+        total = problem.spans[-1][1].stop
+        if defect == "previous-member-seen" and start:
+            return start - 1 + torch.arange(sk + 1), also(1).roll(1, 1)
+        if defect == "boundaries-ignored":
+            return torch.arange(total), torch.arange(total) <= start + i + sk - sq
+        if defect == "members-of-one-length":
+            start = b * (total // problem.batch)
+        if defect == "keys-begin-where-queries-do":
+            start = problem.spans[b][0].start
+        if defect == "last-key-of-each-left-out" and sk > 1:
+            at, seen = at[:-1], also(-1)
+        return (start + at) % total, seen
+    page, table = problem.layout.page, given.index["block_table"].long()
+    own, used = table[b], -(-sk // page)
+    if defect == "block-table-ignored":
+        own = sum(-(-keys // page) for _, keys in problem.sequences[:b]) + torch.arange(used)
+    if defect == "pages-of-the-first-member":
+        own = table[0]
+    if defect == "pages-in-reverse":
+        own = own[:used].flip(0)
+    if defect == "last-page-whole":
+        at, seen = torch.arange(used * page), also(used * page - sk)
+    if defect == "last-page-left-out" and sk > page:
+        at, seen = at[: (sk - 1) // page * page], also((sk - 1) // page * page - sk)
+    if defect == "one-key-too-many" and sk % page:
+        at, seen = torch.arange(sk + 1), also(1)
+    if defect == "one-key-too-few" and sk > 1:
+        at, seen = at[:-1], also(-1)
+    return paged_slots(own, at, page), seen
+
+
+def queries(problem: Problem, given: Inputs, b: int) -> Tensor:
+    """[1, Hq, Sq, D]"""
+    if isinstance(problem.layout, Dense):
+        return given.q[b : b + 1, :, : problem.sequences[b][0]]
+    return given.q[problem.spans[b][0]].transpose(0, 1)[None]
+
+
+def flattened(problem: Problem, tensor: Tensor) -> Tensor:
+    """[slots, Hk, n]"""
+    if isinstance(problem.layout, Dense):
+        return tensor.transpose(1, 2).flatten(0, 1)
+    return tensor.flatten(0, 1) if isinstance(problem.layout, Paged) else tensor
+
+
+def joined(problem: Problem, parts: list[Tensor]) -> Tensor:
+    """The members' outputs [1, Hq, Sq, Dv] as the layout has them."""
+    if not isinstance(problem.layout, Dense):
+        return torch.cat([part[0].transpose(0, 1) for part in parts])
+    out = parts[0].new_zeros(problem.batch, problem.heads_q, problem.longest[0], problem.head_dim_v)
+    for b, part in enumerate(parts):
+        out[b, :, : part.shape[2]] = part[0]
+    return out
+
+
+def members(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
+    """`flash` over one member after the other."""
+    k, v = (flattened(problem, t) for t in (given.k, given.v))
+    parts = []
+    for b in range(problem.batch):
+        q, (read, seen) = queries(problem, given, b), slots(problem, given, b, defect)
+        if not len(read) or not q.shape[2]:
+            parts.append(q.new_zeros(*q.shape[:3], problem.head_dim_v))
+            continue
+        one = replace(problem, sequences=((q.shape[2], len(read)),), layout=Dense())
+        own = Inputs(q=q, **{name: t[read].transpose(0, 1)[None] for name, t in (("k", k), ("v", v))})
+        parts.append(flash(one, own, mask=seen)["out"])
+    return {"out": joined(problem, parts)}
+
+
+def block_diagonal(problem: Problem, given: Inputs) -> Outputs:
+    """All members at once, as one sequence whose mask keeps them apart; sums in float32, rounded weights."""
+    found = [slots(problem, given, b, "") for b in range(problem.batch)]
+    read, mask = torch.cat([at for at, _ in found]), torch.block_diag(*(seen for _, seen in found)).bool()
+    lengths = [seen.shape for _, seen in found]
+    assert mask.shape == (sum(q for q, _ in lengths), sum(k for _, k in lengths))
+    wide, shared = torch.promote_types(given.q.dtype, torch.float32), problem.heads_q // problem.heads_kv
+    q = torch.cat([queries(problem, given, b)[0] for b in range(problem.batch)], 1).to(wide)  # [Hq, Tq, D]
+    k, v = (
+        flattened(problem, t)[read].transpose(0, 1).to(wide).repeat_interleave(shared, 0)
+        for t in (given.k, given.v)
+    )
+    some = mask.any(-1, keepdim=True)
+    s = (q @ k.mT * problem.softmax_scale).masked_fill(~mask & some, -math.inf)
+    p = beside_sinks(given, s[None])[0].to(given.q.dtype).to(wide)
+    out = ((p @ v) * some).to(given.q.dtype)[None]
+    return {"out": joined(problem, list(out.split([q for q, _ in problem.sequences], 2)))}
+
+
+DEFECTS: tuple[Defect, ...] = (
+    inside("padding-of-the-batch-seen", "padded", "keys up to those of the longest member", members),
+    inside("one-slot-of-padding-seen", "padded", "one key too many of each member", members),
+    inside("aligned-with-the-longest", "padded", "positions of the longest member in all", members),
+    inside("boundaries-ignored", "packed", "one long sequence", members),
+    inside("previous-member-seen", "packed", "the last key of the member before", members),
+    inside("members-of-one-length", "packed", "each begins where it would if all had the same length", members),
+    inside("keys-begin-where-queries-do", "packed", "cu_seqlens_q in place of cu_seqlens_k", members),
+    inside("last-key-of-each-left-out", "packed", "n - 1 keys of each member", members),
+    inside("block-table-ignored", "paged", "pages in the order of the storage", members),
+    inside("pages-of-the-first-member", "paged", "in all members of the batch", members),
+    inside("pages-in-reverse", "paged", "each member's last page first", members),
+    inside("last-page-whole", "paged", "also what stands behind the last key", members),
+    inside("last-page-left-out", "paged", "whole pages alone", members),
+    inside("one-key-too-many", "paged", "one more than seqused_k", members),
+    inside("one-key-too-few", "paged", "one less than seqused_k", members),
+)  # fmt: skip
+
+SHAPES = ("padded", "packed", "paged")
+SOUND = (
+    Sound(name="members", what="flash over one member after the other", compute=members, shapes=SHAPES),
+    Sound(name="block-diagonal", what="one sequence, members kept apart by the mask", compute=block_diagonal, shapes=SHAPES),
+)  # fmt: skip
