@@ -91,10 +91,6 @@ VALUES = [words for values in AXES.values() for words in values]
 
 GAPS = (
     "heads_q=4 heads_kv=1 head_dim=576 head_dim_v=512 shared_kv=true",
-    "requests=2q33s80_1q1s96",
-    "requests=1q33_1q0",
-    "layout=packed",
-    "layout=paged",
 )
 """What nobody computes yet. Who closes one takes its line away and writes the table anew."""
 
