@@ -155,7 +155,11 @@ def test_a_range_may_be_zipped_excluded_and_set() -> None:
             "end it at 91 or 101",
         ),
         ("{geometric: [64, 8]}", "a range of `seqlen` ends below its beginning, 8 < 64", None),
-        ("{geometric: [8, 64], factor: 1}", "`factor` must be at least 2, got 1", "`factor` is of a geometric range"),
+        (
+            "{geometric: [8, 64], factor: 1}",
+            "`factor` must be at least 2, got 1",
+            "`factor` is of a geometric range",
+        ),
         ("{linear: {from: 0, to: 8, step: 8}}", "`from` must be at least 1, got 0", None),
         ("{linear: {from: 8, to: 16, step: 0}}", "`step` must be at least 1, got 0", None),
         (

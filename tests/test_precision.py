@@ -365,3 +365,15 @@ def test_a_run_measures_them_in_processes_of_their_own(tmp_path: Path) -> None:
     assert {row["reason"] for row in ends.values()} == {"", "no float8_e4m3"}
     assert [name for name, row in ends.items() if row["status"] != "ok"] == [("numpy", "float8_e4m3")]
     assert all(row["deterministic"] == "yes" for row in ends.values() if row["status"] == "ok")
+
+
+@pytest.mark.parametrize(
+    "more", ["modifiers=rotary", "modifiers=alibi+sinks", "dropout=0.1", "direction=inference"]
+)
+@pytest.mark.parametrize("types", ["dtype=float8_e4m3 descale=head", "dtype=bfloat16 kv_dtype=int8"])
+def test_whoever_takes_another_axis_beside_them_is_right(types: str, more: str) -> None:
+    problem, cpu = Problem.parse(f"{SMALL} {types} {more}"), Device(kind="cpu")
+    able = [one for one in REGISTRY.implementations.values() if one.why_not(problem, cpu) is None]
+    assert able
+    for one in able:
+        assert testing.verdict(one, problem) is None, one.name

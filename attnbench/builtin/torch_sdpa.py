@@ -254,7 +254,8 @@ def _prepare_rotary(problem: Problem, inputs: Inputs) -> Prepared:
     every = torch.tensor(2 * frequencies, dtype=torch.float64, device=inputs.q.device)  # [D]
     sign = torch.where(torch.arange(2 * half, device=inputs.q.device) < half, -1.0, 1.0)
     angles = torch.arange(min(0, sk - sq), sk, device=inputs.q.device)[:, None] * every
-    cos, sin = angles.cos().to(inputs.q.dtype), (angles.sin() * sign).to(inputs.q.dtype)
+    dtype = torch.bfloat16 if problem.dtype.quantised else inputs.q.dtype
+    cos, sin = angles.cos().to(dtype), (angles.sin() * sign).to(dtype)
     tables = [(cos[-n:], sin[-n:]) for n in (sq, sk)]
     mask, gqa = _mask(None, form, problem, inputs.q.device), problem.heads_q != problem.heads_kv
 

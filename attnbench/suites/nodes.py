@@ -178,9 +178,9 @@ def scalar(name: str, key: Key, node: Node) -> Any:
         hint = f"one of: {', '.join(key.choices)}" if key.pattern else suggestion(value, key.choices)
         raise error_at(node, f"unknown {name} `{value}`", hint)
     if key.least is not None and value < key.least * key.unit:
-        told = f"`{name}` is {key.meaning}" if key.meaning else None
-        hint = EMPTY_MEMBERS if name.startswith("seqlen") else told
-        raise error_at(node, f"`{name}` must be at least {key.least:g}, got {text}", hint)
+        meant = f"`{name}` is {key.meaning}" if key.meaning else None
+        least = EMPTY_MEMBERS if name.startswith("seqlen") else meant
+        raise error_at(node, f"`{name}` must be at least {key.least:g}, got {text}", least)
     return value
 
 
