@@ -93,7 +93,12 @@ def attnbench_implementations() -> Iterable[Implementation]:
     yield Implementation(
         name="torch-rotary-sdpa",
         summary="q and k turned by their positions in plain torch operations, then SDPA; torch chooses its kernel",
-        capabilities=replace(_CAPABILITIES, modifiers=frozenset(("rotary",))),
+        capabilities=replace(
+            _CAPABILITIES,
+            dtypes=_CAPABILITIES.dtypes - {"float8_e4m3"},
+            kv_dtypes=frozenset(),
+            modifiers=frozenset(("rotary",)),
+        ),
         prepare=_prepare_rotary,
         requires=("torch",),
         qkv_format="bhsd",
