@@ -73,7 +73,7 @@ class Accuracy:
 
 FACTORS = {"out": (3.0, 2.0), "dq": (5.0, 3.0), "dk": (8.0, 3.0), "dv": (4.0, 5.0), "parameters": (8.0, 5.0)}
 """Budget in units of the yardstick's error: of the worst row, and of the whole tensor. `parameters` are the gradients
-of all parameters.
+of all parameters: not fitted, but the largest of those of dq, dk and dv (`tests/fit_factors.py --parameters` prints ratios).
 
 Those of the gradients are 1.5 x the largest ratio that a sound algorithm reached in `tests/fit_factors.py`
 (7,680 comparisons each: six algorithms, four dtypes, eleven shapes, five masks, both kinds, three seeds), rounded
