@@ -273,9 +273,10 @@ class Standard:
         if self.kind in READ_OUT:
             restored, kept = dropout.read_out(tensor.to(right), right, p)
             accuracy, reason = self._compare(name, restored)
+            finest = torch.finfo(tensor.dtype)
             least = (
-                torch.finfo(tensor.dtype).tiny / 16
-            )  # of float16 too, narrower numbers of which have few digits
+                8 * finest.tiny * finest.eps
+            )  # so many times the smallest number: enough to tell it from its half
             told = dropout.unfair(kept, right, p, least)
             return accuracy, reason or (f"{name}: {told}" if told else None)
         accuracy, _ = self._compare(name, right)

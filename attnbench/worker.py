@@ -295,13 +295,12 @@ class Job:
     def _forgets(self) -> None:
         """Raise `ImpossibleError` where calls with new values take longer than calls with the same again.
 
-        For an honest implementation the two calls of a pair could change places, so that in each pair either
-        has an even chance of being the slower. Before both, all inputs are read by all threads; between them the same
-        values are computed again and again, for those that remember only what comes often.
+        For an honest implementation both take as long, and no more than chance makes a first call twice as slow as the
+        fastest of three later ones, which no interruption hides. Before both, all inputs are read by all threads; between
+        them the same values are computed again and again, for those that remember only what comes often.
         """
         graph = isinstance(self.clock, clocks.CudaGraph)  # it would replay what `refresh` has replaced
         clock = clocks.clock("events", self.device) if graph else self.clock
-        once = clocks.Pace(inner=1, samples=1, warm=0)
         tensors = (self.inputs.q, self.inputs.k, self.inputs.v)
         repeats = max(1, min(_REPEATED, round(_REPEATED_S / max(self.call_s, 1e-9))))
         now: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -311,12 +310,13 @@ class Job:
                 for tensor, factor, before in zip(tensors, new, now, strict=True):
                     elements.multiply(tensor, factor / before)
             now, seconds = new, []
-            for again in (0, repeats):
+            for again, samples in ((0, 1), (repeats, 3)):
                 clock.repeat(self.prepared.step, again)
                 if self.prepared.refresh:
                     self.prepared.refresh()
                 inputs.checksum(self.inputs)
-                seconds.append(min(clock.take(self.prepared.step, once).seconds))
+                pace = clocks.Pace(inner=1, samples=samples, warm=0)
+                seconds.append(min(clock.take(self.prepared.step, pace).seconds))
             if not self._saves(*seconds):
                 return
         new_s, known_s = map(seconds_text, seconds)
