@@ -48,7 +48,7 @@ def unfair(kept: Tensor, right: Tensor, p: float, least: float) -> str | None:
     for what, axis in (("heads", 0), ("rows", 1), ("keys", 2)):
         couples = heads.shape[axis] // 2  # none of which has a member in common with another
         (one, other), (here, there) = (
-            tensor.narrow(axis, 0, 2 * couples).unflatten(axis, (couples, 2)).unbind(axis + 1)
+            torch.unflatten(tensor.narrow(axis, 0, 2 * couples), axis, (couples, 2)).unbind(axis + 1)
             for tensor in (heads, of_heads)
         )
         both = here & there
