@@ -109,7 +109,7 @@ def _masks(problem: Problem) -> Iterator[tuple[int, int, int, int]]:
         yield from ((*shape, 0, problem.sequences.count(shape)) for shape in set(problem.sequences))
 
 
-def flops(problem: Problem) -> float | None:
+def flops(problem: Problem) -> float:
     """Floating-point operations: 2 * pairs * (D + Dv) per query head, backward 2.5 times that.
 
     The convention of flash-attention's and everybody's tables: only the two matrix products count. What mechanisms

@@ -64,7 +64,7 @@ class Plan:
         """A rough guess of the duration, from budgets and counted work."""
         total = 0.0
         for problem, device, jobs in self.groups():
-            call = (flops(problem) or 0.0) / ASSUMED_FLOPS_PER_S[device.kind]
+            call = flops(problem) / ASSUMED_FLOPS_PER_S[device.kind]
             each = PROCESS_S[device.kind] * (1 + self.launches) + max(self.budget_s, 3 * self.launches * call)
             each += (3 + 2 * self.launches) * call  # the canary's calls, and those beside the blocks
             total += each * len(jobs)

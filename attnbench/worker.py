@@ -402,7 +402,7 @@ class Job:
 
     def _drops_anew(self, same: bool) -> None:
         """Raise `WrongError` where two calls returned the same, and not because there is so little to drop."""
-        p, pairs = self.problem.dropout, (costs.flops(self.problem) or 0) / costs.pair_flops(self.problem)
+        p, pairs = self.problem.dropout, costs.flops(self.problem) / costs.pair_flops(self.problem)
         if same and (p**2 + (1 - p) ** 2) ** pairs < 1e-9:
             raise WrongError("a further call dropped the same weights")
 

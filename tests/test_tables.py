@@ -272,9 +272,11 @@ def test_rates_are_work_over_the_median_and_bring_its_interval() -> None:
     assert (table.unit, grid_of(table)["512", "a"]) == ("GB/s", f"*{least / 1e-3 / 1e9:.2f} ±1.0%")
 
 
-def test_work_that_cannot_be_counted_has_no_rate() -> None:
-    text = problem(512, "heads=8 head_dim=64 mechanism=linear direction=backward")
-    assert set(grid_of(tables.table("tflops", [ok(0.01, text)])).values()) == {"not counted"}
+def test_work_of_a_mechanism_backward_is_counted_as_two_and_a_half_times_that_forward() -> None:
+    text = problem(512, "heads=8 head_dim=64 mechanism=linear")
+    rows = [ok(0.01, text, "a"), ok(0.025, f"{text} direction=backward", "a")]
+    forward, backward = grid_of(tables.table("tflops", rows)).values()
+    assert forward == backward
 
 
 def test_every_view_of_time_marks_the_same_fastest() -> None:

@@ -66,7 +66,7 @@ inner            | integer |        | calls in one sample
 stop_reason      | text    |        | why measuring ended
 setup_s          | number  | s      | time of `prepare` in the first process; not part of `median_s`
 first_call_s     | number  | s      | time of the first call in the first process; not part of `median_s`
-flops            | number  |        | floating-point operations of the two matrix products, unmasked pairs only; empty where not countable
+flops            | number  |        | floating-point operations of the two matrix products, unmasked pairs only, and what a mechanism does beside them
 least_bytes      | integer | B      | bytes that any implementation must move: each input read once, each output written once
 flops_per_s      | number  | 1/s    | `flops` / `median_s`
 bytes_per_s      | number  | B/s    | `least_bytes` / `median_s`

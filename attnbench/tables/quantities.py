@@ -123,12 +123,12 @@ def _share(value: float) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _flops(text: str) -> float | None:
+def _flops(text: str) -> float:
     return costs.flops(Problem.parse(text))
 
 
 @lru_cache(maxsize=4096)
-def _least_bytes(text: str) -> float | None:
+def _least_bytes(text: str) -> float:
     return costs.least_bytes(Problem.parse(text))
 
 
@@ -137,14 +137,12 @@ def _inverse(ratio: Interval, amount: float = 1.0) -> Interval:
     return Interval(location=amount / ratio.location, low=low, high=high)
 
 
-def _rate(
-    title: str, units: tuple[tuple[str, float], ...], amount: Callable[[str], float | None]
-) -> Quantity:
+def _rate(title: str, units: tuple[tuple[str, float], ...], amount: Callable[[str], float]) -> Quantity:
     def interval(result: Result) -> Interval | None:
-        time, count = of_time(result), amount(result.cell.problem)
-        return None if time is None or count is None else _inverse(time, count)
+        time = of_time(result)
+        return None if time is None else _inverse(time, amount(result.cell.problem))
 
-    return Quantity(title=title, units=units, interval=interval, standings=by_time, missing="not counted")
+    return Quantity(title=title, units=units, interval=interval, standings=by_time, missing="not measured")
 
 
 def _speedup(results: Sequence[Result], baseline: str | None) -> Quantity:
