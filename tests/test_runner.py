@@ -165,7 +165,7 @@ def attnbench_implementations():
     yield record("fast-clock", fused, lambda: patch_clocks(100))
     yield record("stopped-clock", fused, lambda: patch_clocks(0))
     yield record("spoils-copies", spoils)
-    yield record("noisy", lambda inputs: time.sleep(random.random() / 100) or fused(inputs))
+    yield record("noisy", lambda inputs: time.sleep(random.uniform(5e-3, 15e-3)) or fused(inputs))
     yield record("sleeps", lambda inputs: time.sleep(30))
     yield record("waits", waiting)
     yield record("once", kept)
