@@ -270,6 +270,23 @@ def test_a_cell_that_one_side_lacks_is_shown_and_one_that_was_right_is_missed() 
     assert compared([row(), more], [row()], "--fail-on", "slower")[0] == 0
 
 
+def test_a_time_that_is_gone_is_missed_though_the_row_is_right() -> None:
+    """Presets differ then, so that it is a regression for those who ask."""
+    timed = row(err_row=1e-4, status="ok", preset="default")
+    verified = row("", err_row=1e-4, status="ok", preset="none")
+    worse = {**verified, "err_row": 1e-2}
+
+    for base, new, expected, kinds, code in (
+        (timed, verified, "only in base", "missing", 1),
+        (timed, worse, "only in base", "missing+accuracy", 1),
+        (verified, timed, "only in new", "", 0),
+        (verified, verified, "not timed", "", 0),
+    ):
+        found_code, found = compared([base], [new], "--fail-on", "missing")
+        (cell,) = found["cells"]
+        assert (cell["verdict"], cell["regressions"], found_code) == (expected, kinds, code)
+
+
 MIB = 2**20
 
 

@@ -101,6 +101,19 @@ def test_an_ok_row_with_neither_time_nor_error_is_refused(folder: Path, tmp_path
         results.load_outcomes(path)
 
 
+def test_only_a_run_that_verifies_has_ok_rows_without_a_time(folder: Path, tmp_path: Path) -> None:
+    """Else a run whose times were taken out would look like one without regressions."""
+    lines = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    path = tmp_path / "results.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, [*lines[0]])
+        writer.writeheader()
+        writer.writerows(line | {"preset": "default"} for line in lines)
+    for read in (results.load, results.load_outcomes):
+        with pytest.raises(ResultsError, match="`median_s` is empty"):
+            read(path)
+
+
 def test_launches_and_budget_of_the_suite_are_left_out() -> None:
     text = SUITE.replace("[torch-naive, torch-chunked, mine]", "torch-naive")
     suite = suites.parse(text.replace("threads: 1", "launches: 4, budget: 2s"), "s.yaml")

@@ -140,13 +140,10 @@ def compare(
 
 def _pair(key: CellKey, base: Sequence[Outcome], new: Sequence[Outcome]) -> Pair:
     before, now = together(base), together(new)
-    verdict = by_status(before, now)
-    if verdict is not None:
-        return Pair(key, before, now, verdict)
-    memory, accuracy = memory_change(before, now), accuracy_change(before, now)
-    timed = before.median_s is not None and now.median_s is not None
-    verdict = Verdict.UNCLEAR if timed else Verdict.NOT_TIMED
-    return Pair(key, before, now, verdict, memory=memory, accuracy=accuracy)
+    pair = Pair(key, before, now, by_status(before, now) or Verdict.UNCLEAR)
+    if before.status is now.status is Status.OK:
+        pair.memory, pair.accuracy = memory_change(before, now), accuracy_change(before, now)
+    return pair
 
 
 def _regressions(pair: Pair) -> tuple[str, ...]:

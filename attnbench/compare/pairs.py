@@ -82,18 +82,25 @@ def _middle(values: Sequence[float | None]) -> float | None:
 
 
 def by_status(base: Outcome, new: Outcome) -> Verdict | None:
-    """The verdict that statuses alone give; None where both sides are `ok`."""
+    """The verdict of a cell whose times cannot be compared; None where both sides have one."""
     if new.status is None:
         return Verdict.ONLY_IN_BASE
     if base.status is None:
         return Verdict.ONLY_IN_NEW
     if base.status is Status.OK:
         if new.status is Status.OK:
-            return None
+            return _by_times(base.median_s, new.median_s)
         return Verdict.NEWLY_WRONG if new.status in _WRONG else Verdict.NEWLY_FAILING
     if new.status is Status.OK:
         return Verdict.FIXED
     return Verdict.NEWLY_WRONG if new.status in _WRONG and base.status not in _WRONG else Verdict.NOT_TIMED
+
+
+def _by_times(base: float | None, new: float | None) -> Verdict | None:
+    """A time that one side alone has is gone or new."""
+    if new is None:
+        return Verdict.NOT_TIMED if base is None else Verdict.ONLY_IN_BASE
+    return Verdict.ONLY_IN_NEW if base is None else None
 
 
 def memory_change(base: Outcome, new: Outcome) -> str:

@@ -18,12 +18,13 @@ from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA, upgraded
 from attnbench.results.folder import read_header
 from attnbench.results.lines import lines
 from attnbench.results.table import no_number, no_rows, run_of, schema_number
+from attnbench.suites import UNTIMED
 
 KEY = tuple(Cell.__dataclass_fields__)
 """Columns that make the cell key."""
 _NUMBERS = ("median_s", "ci95_low_s", "ci95_high_s", "workspace_bytes", "err_row", "err_rms")
 _ABOVE_ZERO = ("median_s", "ci95_low_s", "ci95_high_s")
-_TEXTS = ("status", "reason", "memory_method", "grade")
+_TEXTS = ("status", "reason", "memory_method", "grade", "preset")
 _OF_RUN = ("run_id", "suite", "plugin", "versions", "device_name", "preset", "protocol_version", "seed")
 _PART = ("implementation", "device")
 _OF_PART = (*_PART, *_OF_RUN)
@@ -230,15 +231,22 @@ class _Columns:
             raise self.wrong(row, told, f"one of {', '.join(GRADES)}, or empty where it is not known")
         return self.texts["grade"]
 
+    def _verified(self, row: int) -> bool:
+        """Whether a line is of a run that only verifies, and has its error."""
+        return self.texts["preset"][row] == UNTIMED and bool(self.texts["err_row"][row])
+
     def statuses(self, medians: Sequence[float | None]) -> list[Status]:
-        """Where there is none, a row is `ok`. Raises `ResultsError` for an `ok` row without a median."""
+        """Where there is none, a row is `ok`.
+
+        Raises `ResultsError` for an `ok` row without a median, but for one that was verified and was not to be timed.
+        """
         ok = Status.OK  # which takes long to look up
         known = {"": ok, **{status.value: status for status in Status}}
         found = []
         for row, (text, median) in enumerate(zip(self.texts["status"], medians, strict=True)):
             if (status := known.get(text)) is None:
                 raise self.wrong(row, f"column `status`: unknown status {text!r}", suggestion(text, known))
-            if status is ok and median is None and not (text and self.texts["err_row"][row]):
+            if status is ok and median is None and not (text and self._verified(row)):
                 raise self.wrong(
                     row,
                     "column `median_s` is empty",

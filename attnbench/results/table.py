@@ -19,7 +19,7 @@ from attnbench.records import PROTOCOL_VERSION, Accuracy, Cell, Memory, Result, 
 from attnbench.results.columns import COLUMNS, KINDS
 from attnbench.results.files import CSV, SCHEMA, replace, upgraded
 from attnbench.results.lines import lines
-from attnbench.suites import MEASURE_KEYS, VERIFY_KEYS, Measure, Verify
+from attnbench.suites import MEASURE_KEYS, UNTIMED, VERIFY_KEYS, Measure, Verify
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,14 +233,17 @@ def _result(data: Mapping[str, Any]) -> Result:
                 raise ValueError(f"{column} is empty")
         return kind(**{field.name: data[column] for field, column in columns.items()})
 
+    timing, accuracy, status = part(Timing, {}), part(Accuracy, _ACCURACY), Status(data["status"])
+    if status is Status.OK and timing is None and not (accuracy and data["preset"] == UNTIMED):
+        raise ValueError("column `median_s` is empty, and the row is `ok`")
     if data["grade"] not in ("", *GRADES):
         raise ValueError(f"column `grade` must be one of {', '.join(GRADES)} or empty, got {data['grade']!r}")
     return Result(
         cell=part(Cell, {}),
-        status=Status(data["status"]),
+        status=status,
         reason=data["reason"],
-        accuracy=part(Accuracy, _ACCURACY),
-        timing=part(Timing, {}),
+        accuracy=accuracy,
+        timing=timing,
         memory=part(Memory, _MEMORY),
         kernel=data["kernel"],
     )

@@ -13,7 +13,7 @@ from attnbench.suites.keys import (
     schema,
 )
 from attnbench.suites.loader import Override, load, parse, suite_of_problem
-from attnbench.suites.suite import PRESETS, Axis, Block, Measure, Preset, Suite, Verify
+from attnbench.suites.suite import PRESETS, UNTIMED, Axis, Block, Measure, Preset, Suite, Verify
 
 __all__ = [
     "AXIS_KEYS",
@@ -22,6 +22,7 @@ __all__ = [
     "MEASURE_KEYS",
     "PRESETS",
     "SUITE_KEYS",
+    "UNTIMED",
     "VERIFY_KEYS",
     "Axis",
     "Block",
