@@ -227,6 +227,7 @@ class Paper:
     """A bench on which nothing is measured. `rows` makes a row from its name and the settings."""
 
     cores = 2
+    late = False
 
     def __init__(self, rows: Callable[..., Result]) -> None:
         self.rows = rows
@@ -392,6 +393,24 @@ def test_other_timers_may_differ_by_two_percent(
     found = list(agreement.checks(timed(lambda _: 1.0), quick=False))  # type: ignore[arg-type]
     assert [check.passed for check in found] == [good] * 4
     assert found[0].figure == pytest.approx(factor - 1)
+
+
+@pytest.mark.usefixtures("nobody_busy")
+def test_nothing_is_taken_again_once_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[int] = []
+
+    def turns(*arguments: object) -> Mapping[str, list[float]]:
+        rounds.append(10)
+        return {name: [1.0, 1.5] * 5 for name in (agreement.OURS, *agreement.RIVALS)}
+
+    monkeypatch.setattr(agreement, "turns", turns)
+    unsteady = under_load((1, 1.2, 1.2, 1.2), "AAAA")
+    unsteady.late = True
+
+    list(agreement.checks(unsteady, quick=False))  # type: ignore[arg-type]
+    *_, last = contention.checks(unsteady, quick=False)
+    assert rounds == [10, 10]
+    assert last.passed is False
 
 
 def test_agreement_takes_rounds_until_it_is_known_well_enough(monkeypatch: pytest.MonkeyPatch) -> None:

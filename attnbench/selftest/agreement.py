@@ -36,7 +36,9 @@ def checks(bench: Forks, quick: bool) -> Iterator[Check]:
     for problem, threads in [(SMALL, 1), (MIDDLE, bench.cores)][: 1 if quick else 2]:
         taken: dict[str, list[float]] = {name: [] for name in (OURS, *RIVALS)}
         ratios: dict[str, Interval] = {}
-        while not ratios or (not quick and len(taken[OURS]) < MOST_ROUNDS and _wide(ratios.values())):
+        while not ratios or (
+            not (quick or bench.late) and len(taken[OURS]) < MOST_ROUNDS and _wide(ratios.values())
+        ):
             more = turns(bench, problem, threads, RIVALS, QUICK_ROUNDS if quick else ROUNDS)
             taken = {name: taken[name] + more[name] for name in taken}
             ratios = {name: estimates.ratio([_logs(taken[OURS])], [_logs(taken[name])]) for name in RIVALS}

@@ -3,6 +3,7 @@
 import contextlib
 import secrets
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,11 +20,18 @@ TINY = "batch=1 heads=2 head_dim=16 seqlen=16"
 SMALL = "batch=1 heads=4 head_dim=64 seqlen=128"
 MIDDLE = "batch=1 heads=8 head_dim=64 seqlen=384"
 
+LATE_S = 300.0
+"""What comes after takes up to half of the ten minutes that all checks may take."""
+
 
 class Measures(Protocol):
     """What checks ask of a bench."""
 
     cores: int
+
+    @property
+    def late(self) -> bool:
+        """Whether there is no time left to take anything again."""
 
     def measure(
         self, problem: str, names: Sequence[str], *, threads: int = 1, settings: Sequence[str] = ()
@@ -39,6 +47,7 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
         self.server: ForkServer
         self._patient: ForkServer
         self._stack = contextlib.ExitStack()
+        self._started_s = time.monotonic()
         self._registry = plugins.discover([PLUGIN])
 
     def __enter__(self) -> "Bench":
@@ -48,6 +57,10 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() - self._started_s > LATE_S
 
     def measure(
         self, problem: str, names: Sequence[str], *, threads: int = 1, settings: Sequence[str] = ()

@@ -65,7 +65,7 @@ def checks(bench: Measures, quick: bool) -> Iterator[Check]:
                 for work in left:
                     found[work].append(_measured(bench, work))
         left = [work for work in left if _unsteady(work, found[work])]
-        if not left:
+        if not left or bench.late:
             break
     for work in works:
         yield _judged(work, loads[1:], found[work])
