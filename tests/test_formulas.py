@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -235,33 +234,6 @@ def test_every_mechanism_and_modifier_is_among_them_or_is_said_to_be_missing() -
     assert {text.partition(":")[0] for text in MECHANISM_TEXTS} == MECHANISMS.keys()
     tried = {one.partition(":")[0] for text in MODIFIER_TEXTS for one in text.split("+")}
     assert MODIFIERS.keys() == tried
-
-
-@pytest.mark.parametrize("modifiers", ["alibi", "bias", "bias:heads=1", "alibi+bias+softcap:cap=2"])
-@pytest.mark.parametrize("mask", ["full", "causal", "window:left=2:right=1"])
-def test_gradients_with_what_is_added_to_the_scores_are_those_of_autograd(mask: str, modifiers: str) -> None:
-    text = f"seqlen_q=9 seqlen_kv=6 heads_q=4 heads_kv=2 head_dim=5 head_dim_v=3 dtype=float32 {GRADIENTS}"
-    problem = Problem.parse(f"{text} mask={mask} modifiers={modifiers}")
-    made, sample = make(problem), everything(problem)
-    found = reference.oracle(problem, made, sample)
-    (sq, sk), extra = problem.uniform, {name: t.double().numpy() for name, t in made.extra.items()}
-    added = np.zeros((4, sq, sk))
-    bare = replace(problem, modifiers=tuple(m for m in problem.modifiers if m.name != "softcap"))
-    for h, i, j in np.ndindex(4, sq, sk):
-        added[h, i, j] = modified(bare, extra, 0.0, h, i, j)
-    q, k, v = (t.double().requires_grad_() for t in (made.q, made.k, made.v))
-    s = q @ k.repeat_interleave(2, 1).mT * problem.softmax_scale
-    if problem.softcap:
-        s = problem.softcap * torch.tanh(s / problem.softcap)
-    allowed = problem.mask.allowed(torch.arange(sq)[:, None], torch.arange(sk), sq, sk).expand(sq, sk)
-    some = allowed.any(-1, keepdim=True)
-    s = (s + torch.from_numpy(added)).masked_fill(~allowed & some, -math.inf)
-    out = s.softmax(-1) * some @ v.repeat_interleave(2, 1)
-    assert made.dout is not None
-    grads = torch.autograd.grad(out, (q, k, v), made.dout.double())
-    picked = inputs.pick((out.detach(), *grads), problem, sample, "bhsd")
-    for name, right in picked.items():
-        assert float((found[name] - right).norm()) <= 1e-12 * float(found[f"{name}_size"].norm()), name
 
 
 @pytest.mark.parametrize("mechanism", MECHANISM_TEXTS)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from decimal import Decimal, localcontext
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
-from test_formulas import CPU, IMPLEMENTATIONS, MECHANISM_TEXTS, everything, make, modified
+from drawn_masks import EXAMPLES, PRODUCTS, drawn
+from test_formulas import CPU, IMPLEMENTATIONS, MECHANISM_TEXTS, MODIFIER_TEXTS, everything, make, t5_bucket
+from test_reference import MASK_SHAPES
 from torch import Tensor
 
 from attnbench import costs, inputs, reference, rotations, scope, verify
@@ -83,33 +84,74 @@ def test_the_oracles_gradients_of_modifiers_are_central_differences(
 
 
 def textbook(problem: Problem, made: Inputs) -> dict[str, Tensor]:
-    """The formula with every score in memory, in float64, and torch's own gradients."""
-    (sq, sk), group = problem.uniform, problem.heads_q // problem.heads_kv
+    """The formula with every score in memory, in float64, and torch's own gradients where any are asked for."""
+    (sq, sk), group, heads = problem.uniform, problem.heads_q // problem.heads_kv, problem.heads_q
     leaves = {name: getattr(made, name).double().requires_grad_() for name in "qkv"}
     leaves |= {name: made.extra[name].double().requires_grad_() for name in problem.learned}
     extra = {name: leaves.get(name, tensor.double()) for name, tensor in made.extra.items()}
-    s = leaves["q"] @ leaves["k"].repeat_interleave(group, 1).mT * problem.softmax_scale
+    behind = torch.arange(sq)[:, None] + sk - sq - torch.arange(sk)
+    s = (
+        products(problem, leaves["q"], leaves["k"].repeat_interleave(group, 1), behind)
+        * problem.softmax_scale
+    )
     if problem.softcap:
         s = problem.softcap * torch.tanh(s / problem.softcap)
-    fixed = tuple(m for m in problem.modifiers if m.name == "alibi")
-    bare, flat = replace(problem, modifiers=fixed), np.zeros((problem.heads_q, sq, sk))
-    for h, i, j in np.ndindex(*flat.shape):
-        flat[h, i, j] = modified(bare, {}, 0.0, h, i, j)
-    s = s + torch.from_numpy(flat)
+    if problem.modifier("alibi"):  # heads_q is a power of two here
+        s = s - 2.0 ** (-8 * torch.arange(1, heads + 1).double() / heads)[:, None, None] * behind.abs()
     if "bias" in extra:
         s = s + extra["bias"]
     if (relative := problem.modifier("relative-bias")) is not None:
-        ahead = torch.arange(sk) - (torch.arange(sq)[:, None] + sk - sq)
-        s = s + extra["relative_bias"].mT[:, relative.bucket(ahead)]
-    allowed = problem.mask.allowed(torch.arange(sq)[:, None], torch.arange(sk), sq, sk).expand(sq, sk)
-    some = allowed.any(-1, keepdim=True)
-    s = s.masked_fill(~allowed & some, -math.inf)
+        sizes = relative.buckets, relative.distance, relative.past
+        buckets = torch.tensor([[t5_bucket(n, *sizes) for n in row] for row in behind.tolist()])
+        s = s + extra["relative_bias"].mT[:, buckets]
+    mask = drawn(problem)[:, None]  # [B, 1, Sq, Sk]
+    some = mask.any(-1, keepdim=True)
+    s = s.masked_fill(~mask & some, -math.inf)
     if "sinks" in extra:
         s = torch.cat([s, extra["sinks"][:, None, None].expand(*s.shape[:-1], 1)], -1)
     out = s.softmax(-1)[..., :sk] * some @ leaves["v"].repeat_interleave(group, 1)
-    assert made.dout is not None
-    grads = torch.autograd.grad(out, [*leaves.values()], made.dout.double())
-    return {"out": out.detach(), **dict(zip((f"d{name}" for name in leaves), grads, strict=True))}
+    found = {"out": out.detach()}
+    if made.dout is not None:
+        grads = torch.autograd.grad(out, [*leaves.values()], made.dout.double())
+        found |= dict(zip((f"d{name}" for name in leaves), grads, strict=True))
+    return found
+
+
+def products(problem: Problem, q: Tensor, k: Tensor, behind: Tensor) -> Tensor:
+    """q k^T [B, H, Sq, Sk]; with rotary, pairs of coordinates are complex numbers between which an angle lies."""
+    if (rotary := problem.modifier("rotary")) is None:
+        return q @ k.mT
+    q, k = (torch.complex(*x.chunk(2, -1)) for x in (q, k))
+    half = q.shape[-1]
+    angles = behind[..., None] * rotary.base ** (-torch.arange(half).double() / half)  # [Sq, Sk, D/2]
+    turns = torch.polar(torch.ones_like(angles), angles)
+    return torch.einsum("bhim,bhjm,ijm->bhij", q, k.conj(), turns).real
+
+
+DIRECTIONS = ("forward", "backward", "forward_backward")
+
+
+@pytest.mark.parametrize("modifiers", MODIFIER_TEXTS)
+@pytest.mark.parametrize("mask", [*EXAMPLES.values(), *PRODUCTS])
+def test_the_oracle_agrees_with_brute_force_for_every_mask_modifier_and_direction(
+    mask: str, modifiers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "_BLOCK", 100)  # blocks of a few rows
+    turn = len(mask + modifiers)  # so that each direction meets each shape
+    for at, direction in enumerate(DIRECTIONS, turn):
+        shape = MASK_SHAPES[at % len(MASK_SHAPES)]
+        text = f"{shape} dtype=float64 mask={mask} modifiers={modifiers} direction={direction}"
+        agree_with_textbook(Problem.parse(text), "normal")
+
+
+def agree_with_textbook(problem: Problem, kind: str) -> None:
+    made, sample = make(problem, kind), everything(problem)
+    found, right = reference.oracle(problem, made, sample), textbook(problem, made)
+    names = inputs.outputs(problem)
+    for name, tensor in inputs.pick(tuple(right[n] for n in names), problem, sample, "bhsd").items():
+        assert found[name].shape == tensor.shape
+        size = max(float(found[f"{name}_size"].norm()), 1e-30)
+        assert float((found[name] - tensor).norm()) <= 1e-12 * size, name
 
 
 @pytest.mark.parametrize("kind", inputs.KINDS)
@@ -121,15 +163,8 @@ def test_the_oracles_gradients_of_modifiers_are_those_of_autograd(
 ) -> None:
     monkeypatch.setattr(reference, "_BLOCK", block)
     problem = Problem.parse(f"{shape} dtype=float32 modifiers={modifiers} {BOTH}")
-    made, sample = make(problem, kind), everything(problem)
-    found, right = reference.oracle(problem, made, sample), textbook(problem, made)
-    names = inputs.outputs(problem)
-    assert names[:4] == ("out", "dq", "dk", "dv")
-    assert names[4:] == tuple(f"d{name}" for name in problem.learned)
-    for name, tensor in inputs.pick(tuple(right[n] for n in names), problem, sample, "bhsd").items():
-        assert found[name].shape == tensor.shape
-        size = float(found[f"{name}_size"].norm())
-        assert float((found[name] - tensor).norm()) <= 1e-12 * max(size, 1e-30), name
+    assert inputs.outputs(problem) == ("out", "dq", "dk", "dv", *(f"d{name}" for name in problem.learned))
+    agree_with_textbook(problem, kind)
 
 
 @pytest.mark.parametrize("modifiers", LEARNED)
