@@ -19,6 +19,7 @@ from attnbench import costs, elements, rotations, tokens
 from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Inputs
 from attnbench.problem import (
+    Additive,
     Dense,
     Descale,
     Direction,
@@ -33,7 +34,8 @@ from attnbench.tokens import canonical
 
 KINDS = ("normal", "peaked", "large")
 """`normal`: N(0, 1) throughout. `peaked`: each query points at the edges of what its mask allows. `large`: all
-scores of a row are shifted, up or down, beyond what `exp` can hold."""
+scores of a row are shifted, up or down, beyond what `exp` can hold; but those of `additive`, a sum of tanh, are bounded, so
+that for it they are as `normal`."""
 COUNTED = ("normal", "peaked")
 """Kinds whose errors enter the results. Those of `large` are judged alone: as every row is one row of v, they are
 small beside a floor that grows with the scores."""
@@ -157,7 +159,7 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     elif kind == "large" and isinstance(problem.mechanism, Linear):
         taken["q"].mul_(LINEAR)
         taken["k"].mul_(LINEAR)
-    elif kind == "large":
+    elif kind == "large" and not isinstance(problem.mechanism, Additive):
         _shift(members["q"], members["k"], problem, generator)
     if kind in READ_OUT and problem.dropout:
         _unit_vectors(taken["v"], generator)
