@@ -42,9 +42,10 @@ class Inputs:
     q [Tq, Hq, D], k [Tk, Hk, D], v [Tk, Hk, Dv], dout [Tq, Hq, Dv]; `problem.spans` are the members. A `paged` one has
     the same q, but k [pages, page, Hk, D] and v [pages, page, Hk, Dv].
 
-    All are contiguous in that order, and none requires a gradient. Where q, k or v are quantised, what is meant is the
-    stored value times `q_descale`, `k_descale` or `v_descale` of `extra`. The harness writes new values into the same
-    storage between calls, and other pages into the block table; see `Prepared.refresh`.
+    Where `problem.shared_kv`, v is a view of the first Dv columns of k. All others are contiguous in that order, and none
+    requires a gradient. Where q, k or v are quantised, what is meant is the stored value times `q_descale`, `k_descale` or
+    `v_descale` of `extra`. The harness writes new values into the same storage between calls, and other pages into the
+    block table; see `Prepared.refresh`.
     """
 
     q: "torch.Tensor"
@@ -59,9 +60,14 @@ class Inputs:
     `seqused_k` [B] and `block_table` [B, pages of the longest], in which a member that needs fewer pages has zeros."""
 
     @property
+    def shared_kv(self) -> bool:
+        """Whether v is a view of the first columns of k."""
+        return self.v.data_ptr() == self.k.data_ptr()
+
+    @property
     def tensors(self) -> "tuple[torch.Tensor, ...]":
-        """All of them, dout where there is one."""
-        given = (self.q, self.k, self.v, self.dout)
+        """All that are stored: dout where there is one, v where k does not hold it."""
+        given = (self.q, self.k, None if self.shared_kv else self.v, self.dout)
         there = (tensor for tensor in given if tensor is not None)
         return (*there, *self.extra.values(), *self.index.values())
 
@@ -78,8 +84,8 @@ class Prepared:
     read: Callable[[Any], Any] = _identity
     """Outside the clock: what `step` returned -> torch tensors in the implementation's format.
 
-    `forward` -> out; `backward` -> (dq, dk, dv); `forward_backward` -> (out, dq, dk, dv). Then the gradients of the
-    parameters in `problem.learned`, in their order and shapes.
+    `forward` -> out; `backward` -> (dq, dk, dv); `forward_backward` -> (out, dq, dk, dv). Of `problem.shared_kv` without
+    dv, which is part of dk. Then the gradients of the parameters in `problem.learned`, in their order and shapes.
     """
     lse: "Callable[[Any], torch.Tensor] | None" = None
     """Outside the clock, where `step` returns it too: what `step` returned -> natural log-sum-exp of the scaled scores
@@ -128,6 +134,7 @@ class Capabilities:
     kv_dtypes: frozenset[str] = _texts()
     """Element types of k and v apart from q's own."""
     shared_kv: bool = False
+    """v as a view of the first columns of k."""
     compute_capability: tuple[int, int] | None = None
     """Least CUDA compute capability."""
 
@@ -287,15 +294,21 @@ def differentiable(
         return Prepared(step=infer, kernel=kernel)
     dout = inputs.dout
     assert dout is not None
-    qkv = tuple(t.detach().requires_grad_() for t in (inputs.q, inputs.k, inputs.v))
+    stored = (inputs.q, inputs.k) if problem.shared_kv else (inputs.q, inputs.k, inputs.v)
+    wanted = tuple(tensor.detach().requires_grad_() for tensor in stored)
     learned = {name: extra[name].detach().requires_grad_() for name in problem.learned}
     extra |= learned
-    leaves = (*qkv, *learned.values())
+    leaves = (*wanted, *learned.values())
     zeros = bool(learned)  # for what such a problem does not look at, as the keys of the mechanism location
+
+    def recorded() -> "torch.Tensor":
+        q, k, *v = wanted
+        return attend(q, k, *(v or [k[..., : problem.head_dim_v]]), **extra)
+
     if problem.direction is Direction.FORWARD_BACKWARD:
 
         def both() -> tuple[torch.Tensor, ...]:
-            out = attend(*qkv, **extra)
+            out = recorded()
             return (out.detach(), *torch.autograd.grad(out, leaves, dout, materialize_grads=zeros))
 
         return Prepared(step=both, kernel=kernel)
@@ -303,7 +316,7 @@ def differentiable(
 
     def refresh() -> None:
         graph.clear()  # the old graph's memory first
-        graph.append(attend(*qkv, **extra))
+        graph.append(recorded())
 
     def backward() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(graph[0], leaves, dout, retain_graph=True, materialize_grads=zeros)

@@ -57,20 +57,27 @@ OUTPUTS = {
     Direction.BACKWARD: ("dq", "dk", "dv"),
     Direction.FORWARD_BACKWARD: ("out", "dq", "dk", "dv"),
 }
-"""What a call returns of a problem without parameters, in this order."""
+"""What a call returns of a problem without parameters whose v is stored, in this order."""
+
+
+def token_outputs(problem: Problem) -> tuple[str, ...]:
+    """What a call returns of tokens: a v that is part of k has no gradient of its own."""
+    names = OUTPUTS[problem.direction]
+    return tuple(name for name in names if name != "dv") if problem.shared_kv else names
 
 
 def outputs(problem: Problem) -> tuple[str, ...]:
     """What a call returns, in this order."""
-    names = OUTPUTS[problem.direction]
+    names = token_outputs(problem)
     return (*names, *(f"d{name}" for name in problem.learned)) if "dq" in names else names
 
 
 SIDES = {"q": 0, "out": 0, "dq": 0, "dout": 0, "k": 1, "dk": 1, "v": 1, "dv": 1}
 """Whether the tokens of a tensor are queries, 0, or keys."""
-JUNK = {"q": 1.0, "k": 1.0, "v": 100.0, "dout": 0.0}
+JUNK = {"q": 1.0, "k": 1.0, "v": 100.0, "k and v": 8.0, "dout": 0.0}
 """Size of what stands where there is no token: so large that an output shows it, and so small that weights of zero leave
-nothing of it. Of a padded batch nobody asks for the gradient there."""
+nothing of it. What is key and value lies between: its score must stay small too. Of a padded batch nobody asks for the
+gradient there."""
 
 _CHUNK = 2**22  # elements that are made, or read for a checksum, at once
 
@@ -83,10 +90,11 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
         shape = tokens.shape(problem, side, heads, dim, qkv_format)
         return torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=device)
 
+    k = empty(1, hk, d, problem.kv_dtype)
     inputs = Inputs(
         q=empty(0, hq, d, problem.dtype),
-        k=empty(1, hk, d, problem.kv_dtype),
-        v=empty(1, hk, dv, problem.kv_dtype),
+        k=k,
+        v=k[..., :dv] if problem.shared_kv else empty(1, hk, dv, problem.kv_dtype),
         dout=empty(0, hq, dv, problem.out_dtype) if "dq" in OUTPUTS[problem.direction] else None,
         extra={
             name: torch.empty(
@@ -110,7 +118,8 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
     q, dout = inputs.q, inputs.dout
     extra = {name: torch.empty_like(tensor) for name, tensor in inputs.extra.items()}
     if problem.uniform is None or not isinstance(problem.layout, Dense):
-        q, k, v = (_widened(tensor) for tensor in (inputs.q, inputs.k, inputs.v))
+        q, k = _widened(inputs.q), _widened(inputs.k)
+        v = k[..., : problem.head_dim_v] if problem.shared_kv else _widened(inputs.v)
         index = {name: tensor.clone() for name, tensor in inputs.index.items()}
         return Inputs(q=q, k=k, v=v, dout=None if dout is None else _widened(dout), extra=extra, index=index)
     heads = [problem.heads_q, problem.heads_kv, problem.heads_kv]
@@ -126,6 +135,7 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
 
     parts = zip(torch.split(storage, heads, 2), (q, inputs.k, inputs.v), strict=True)
     one, two, three = (view(part, like) for part, like in parts)
+    three = two[..., : problem.head_dim_v] if problem.shared_kv else three
     other = None if dout is None else view(torch.empty_like(storage[:, :, : heads[0]]), dout)
     return Inputs(q=one, k=two, v=three, dout=other, extra=extra)
 
@@ -144,7 +154,9 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     tokens.shuffle(inputs, problem, first)
     table = inputs.index.get("block_table")
     stored = {
-        name: tensor for name in ("k", "v", "q", "dout") if (tensor := getattr(inputs, name)) is not None
+        name: tensor
+        for name in ("k", "v", "q", "dout")
+        if (tensor := getattr(inputs, name)) is not None and not (name == "v" and problem.shared_kv)
     }
     taken = {name: tokens.take(t, problem, SIDES[name], qkv_format, table) for name, t in stored.items()}
     members = {name: tokens.members(t, problem, SIDES[name]) for name, t in taken.items()}
@@ -166,7 +178,8 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     if kind != "normal" and problem.modifier("rotary") is not None:
         _turn_back(taken["q"], taken["k"], problem)
     for name, tensor in stored.items():
-        junk = torch.linspace(-1, 1, tensor.shape[-1], device=tensor.device) * JUNK[name]
+        size = JUNK["k and v" if name == "k" and problem.shared_kv else name]
+        junk = torch.linspace(-1, 1, tensor.shape[-1], device=tensor.device) * size
         tokens.litter(tensor, junk, problem, SIDES[name], qkv_format, table)
         tokens.put(tensor, taken[name], problem, SIDES[name], qkv_format, table)
     for name, tensor in inputs.extra.items():
@@ -616,7 +629,7 @@ def gapless(tensors: tuple[Tensor, ...], problem: Problem, qkv_format: str) -> t
     """A call's outputs without what stands in the padding of a batch, of which nothing is promised."""
     if problem.uniform is not None or not isinstance(problem.layout, Dense):
         return tensors
-    named = zip(OUTPUTS[problem.direction], tensors, strict=True)
+    named = zip(token_outputs(problem), tensors, strict=True)
     return tuple(tokens.take(t.detach(), problem, SIDES[name], qkv_format) for name, t in named)
 
 

@@ -39,10 +39,11 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
     Inputs are what is stored, times its descale where it is quantised: of that rounding nobody is accused.
 
     `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv]; dk and dv are sums over
-    the sampled rows. Of members of unlike lengths, Sk is that of the longest, and what a member does not have is zero,
-    and -inf in `lse`. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]: the norm that a row would have
-    if the terms of its sum were independent. Terms may cancel (dq to zero, for a query with a single key);
-    their rounding errors, which are proportional to this norm, do not. Zero where there are no terms at all.
+    the sampled rows, and dv is part of dk where v is part of k. Of members of unlike lengths, Sk is that of the longest,
+    and what a member does not have is zero, and -inf in `lse`. With each of them `<name>_size` [G, Hq/Hk, R] or [G, Sk]:
+    the norm that a row would have if the terms of its sum were independent. Terms may cancel (dq to zero, for a query
+    with a single key); their rounding errors, which are proportional to this norm, do not. Zero where there are no terms
+    at all.
     Further `lse` [G, Hq/Hk, R] of the mechanisms softmax and dot, the log-sum-exp of the scores of the keys that a
     query may see, -inf where there is none; `groups` [G, 2] and `rows` [R] of the sample; and `top_score`, the
     largest size of a row's largest score.
@@ -227,6 +228,11 @@ def _compute(
     for name in turns.keys() & results.keys():  # the gradients of q and k before they were turned
         for tensor in results[name]:
             tensor.copy_(rotations.turned(rnd(tensor), rotations.back(turns[name]), rnd))
+    if problem.shared_kv and "dk" in results:
+        results["dk"] = rnd(results["dk"])  # through the scores, and then through the values
+        results["dk"][..., : problem.head_dim_v] += rnd(results.pop("dv"))
+        if sizes:
+            results["dk_size"] += results.pop("dv_size")
     results |= sums | {f"{name}_size": tensor for name, tensor in of_squares.items()}
     for name in results:
         if name.endswith("_size"):

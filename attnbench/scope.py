@@ -33,7 +33,9 @@ def computable(problem: Problem) -> str | None:
         return "no reference for the gradients of dropout yet"
     if problem.dropout and not isinstance(problem.mechanism, Softmax | Dot):
         return f"no reference for dropout with the {problem.mechanism.name} mechanism yet"
-    return "no reference for shared k and v yet" if problem.shared_kv else None
+    if problem.shared_kv and (beyond := _unshared(problem)):
+        return f"no reference for shared k and v with {beyond} yet"
+    return None
 
 
 def _beyond(problem: Problem) -> str | None:
@@ -49,6 +51,15 @@ def _beyond(problem: Problem) -> str | None:
     if not isinstance(problem.mechanism, Softmax | Dot):
         return f"the {problem.mechanism.name} mechanism"
     return None
+
+
+def _unshared(problem: Problem) -> str | None:
+    """What is there only where v is stored apart from k."""
+    if problem.stored_apart:
+        return "a type of their own"
+    if problem.dropout:
+        return "dropout"
+    return None if isinstance(problem.mechanism, Softmax | Dot) else f"the {problem.mechanism.name} mechanism"
 
 
 def _stored(problem: Problem) -> str | None:

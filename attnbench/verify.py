@@ -13,7 +13,7 @@ from torch import Tensor
 from attnbench import dropout
 from attnbench.elements import TORCH_DTYPES
 from attnbench.implementation import Device, Implementation, Inputs, Prepared
-from attnbench.inputs import OUTPUTS, READ_OUT
+from attnbench.inputs import READ_OUT, token_outputs
 from attnbench.inputs import outputs as names_of
 from attnbench.problem import Additive, Dense, DType, Problem
 from attnbench.records import FACTORS, Accuracy, worst
@@ -110,6 +110,7 @@ def alone(
     if implementation.why_not(single, Device(kind=torch.device(device).type)):
         return ()
     q, k, v = (t[:1].clone() for t in (inputs.q, inputs.k, inputs.v))
+    v = k[..., : problem.head_dim_v] if problem.shared_kv else v
     dout = None if inputs.dout is None else inputs.dout[:1].clone()
     given = Inputs(q=q, k=k, v=v, dout=dout, extra=inputs.extra)
     prepared = implementation.prepare(single, given)
@@ -117,7 +118,7 @@ def alone(
     found = inspect(prepared.read(prepared.step()), single, given, device, implementation.qkv_format)
     if isinstance(found, str):
         raise ValueError(f"{found} (the first member of the batch alone)")
-    return found[: len(OUTPUTS[problem.direction])]
+    return found[: len(token_outputs(problem))]
 
 
 def _inspect(

@@ -331,7 +331,8 @@ class Job:
 
     def _shapes(self) -> list[tuple[int, ...]]:
         """Sizes of what a call returns, in any order of axes."""
-        p, grads = self.problem, [self.inputs.q, self.inputs.k, self.inputs.v]
+        p, grads = self.problem, [self.inputs.q, self.inputs.k]
+        grads += [] if p.shared_kv else [self.inputs.v]
         grads += [self.inputs.extra[name] for name in p.learned]
         out = (*self.inputs.q.shape[:-1], p.head_dim_v)
         match p.direction:
@@ -415,7 +416,7 @@ class Job:
         """Whether the first member of the batch has the same bits alone; empty where that was not asked for."""
         if not self.batch_invariance or self.problem.batch == 1 or self.problem.dropout:
             return ""
-        of_members = self._found(raw)[: len(inputs.OUTPUTS[self.problem.direction])]
+        of_members = self._found(raw)[: len(inputs.token_outputs(self.problem))]
         first = inputs.checksums(tensor[:1] for tensor in of_members)
         alone = verify.alone(self.implementation, self.problem, self.inputs, self.device)
         if not alone:
@@ -461,7 +462,9 @@ def _copy(of: Inputs) -> Inputs:
     dout = None if of.dout is None else of.dout.clone()
     extra = {name: tensor.clone() for name, tensor in of.extra.items()}
     index = {name: tensor.clone() for name, tensor in of.index.items()}
-    return Inputs(q=of.q.clone(), k=of.k.clone(), v=of.v.clone(), dout=dout, extra=extra, index=index)
+    k = of.k.clone()
+    v = k[..., : of.v.shape[-1]] if of.shared_kv else of.v.clone()
+    return Inputs(q=of.q.clone(), k=k, v=v, dout=dout, extra=extra, index=index)
 
 
 def probe(channel: Channel) -> None:

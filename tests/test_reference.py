@@ -294,7 +294,17 @@ def test_size_is_the_norm_without_cancellation() -> None:
         ),
         ("mask=full dropout=0.1", None),
         ("mask=full dropout=0.1 direction=backward", "no reference for the gradients of dropout yet"),
-        ("mask=full shared_kv=true", "no reference for shared k and v yet"),
+        ("mask=full shared_kv=true direction=backward", None),
+        ("mask=full shared_kv=true layout=paged", None),
+        (
+            "mask=full shared_kv=true kv_dtype=int8",
+            "no reference for shared k and v with a type of their own yet",
+        ),
+        ("mask=full shared_kv=true dropout=0.1", "no reference for shared k and v with dropout yet"),
+        (
+            "mask=full shared_kv=true mechanism=linear",
+            "no reference for shared k and v with the linear mechanism yet",
+        ),
     ],
 )
 def test_what_cannot_be_computed_yet_is_said_in_words(change: str, reason: str | None) -> None:

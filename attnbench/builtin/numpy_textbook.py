@@ -38,6 +38,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
             unequal_head_dims=True,
             kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
             dropout=True,
+            shared_kv=True,
         ),
         prepare=_prepare,
         requires=("numpy",),
@@ -55,6 +56,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
             grouped_heads=True,
             unequal_head_dims=True,
             ragged=True,
+            shared_kv=True,
         ),
         prepare=_prepare_loop,
         requires=("numpy",),
@@ -157,7 +159,10 @@ def _prepare(problem: Problem, inputs: Inputs) -> Prepared:
             ds *= slope
         ds *= scale
         dq, dk = ds @ turn_k(k, 1), ds.swapaxes(-1, -2) @ turn_q(q, 1)
-        return [turn_q(dq, -1), turn_k(dk, -1), dv, *more]
+        dk = turn_k(dk, -1)
+        if problem.shared_kv:  # a key is a value too
+            dk[..., : problem.head_dim_v] += dv
+        return [turn_q(dq, -1), dk, *([] if problem.shared_kv else [dv]), *more]
 
     def read_gradients(raw: "list[Array]") -> "tuple[torch.Tensor, ...]":
         return unfold(raw[0]), *map(torch.from_numpy, raw[1:])

@@ -28,6 +28,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
             modifiers=frozenset(("alibi", "bias", "relative-bias")),
             grouped_heads=True,
             unequal_head_dims=True,
+            shared_kv=True,
         ),
         prepare=_prepare,
         requires=("torch",),

@@ -75,6 +75,7 @@ def _capabilities(*dtypes: str) -> Capabilities:
         modifiers=frozenset(("softcap",)),
         grouped_heads=True,
         unequal_head_dims=True,
+        shared_kv=True,
     )
 
 

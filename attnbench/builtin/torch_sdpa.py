@@ -30,6 +30,7 @@ _CAPABILITIES = Capabilities(
     grouped_heads=True,
     unequal_head_dims=True,
     kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
+    shared_kv=True,
 )
 
 

@@ -28,6 +28,7 @@ _CAPABILITIES = Capabilities(
     grouped_heads=True,
     unequal_head_dims=True,
     ragged=True,
+    shared_kv=True,
 )
 
 

@@ -52,6 +52,8 @@ SHAPES = {
     "rotary": "mask=causal modifiers=rotary",
     "dropout": "mask=causal dropout=0.1",
     "rotary-gradients": "mask=causal modifiers=rotary direction=forward_backward",
+    "shared": "mask=causal heads_q=2 heads_kv=1 head_dim_v=48 scale=0.15 shared_kv=true",
+    "shared-gradients": "mask=causal heads_q=2 heads_kv=1 head_dim_v=48 shared_kv=true direction=forward_backward",
     "padded": UNLIKE,
     "packed": UNLIKE + " layout=packed",
     "paged": UNLIKE + " layout=paged:page=16",

@@ -191,7 +191,11 @@ def flash(problem: Problem, given: Inputs, defect: str = "", mask: Tensor | None
     dk, dv = (narrow(t).unflatten(1, (-1, shared)) for t in (dk, dv))  # [B, Hk, Hq/Hk, Sk, D]
     if defect == "gradients-of-one-head-of-a-group":
         dk, dv = dk[:, :, :1], dv[:, :, :1]
-    return found | {"dq": dq.to(dtype), "dk": dk.sum(2).to(dtype), "dv": dv.sum(2).to(dtype)}
+    dk, dv = dk.sum(2), dv.sum(2)
+    if problem.shared_kv and defect != "gradient-through-scores-alone":
+        first = dk.shape[3] - dv.shape[3] if defect == "gradient-in-the-last-columns" else 0
+        dk[..., first : first + dv.shape[3]] += dv
+    return found | {"dq": dq.to(dtype), "dk": dk.to(dtype), "dv": dv.to(dtype)}
 
 
 def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
@@ -410,6 +414,34 @@ def cyclic_groups(given: Inputs) -> Inputs:
     return replace(given, k=given.k[:, take], v=given.v[:, take])
 
 
+def columns(start: int) -> Callable[[Inputs], Inputs]:
+    """Values that are other columns of the keys."""
+
+    def change(given: Inputs) -> Inputs:
+        first = start % given.k.shape[-1]
+        return replace(given, v=given.k[..., first : first + given.v.shape[-1]])
+
+    return change
+
+
+def normalised(given: Inputs) -> Inputs:
+    """Every key with the norm that keys have on average, and its value with it."""
+    k = given.k.double()
+    k = (k / k.norm(dim=-1, keepdim=True) * k.shape[-1] ** 0.5).to(given.k)
+    return replace(given, k=k, v=k[..., : given.v.shape[-1]])
+
+
+def without_the_rest(given: Inputs) -> Inputs:
+    """Scores of the columns that are values too."""
+    k = given.k.clone()
+    k[..., given.v.shape[-1] :] = 0
+    return replace(given, k=k)
+
+
+def scaled_in_place(problem: Problem, given: Inputs) -> Outputs:
+    return flash(problem, replace(given, v=(given.v.double() * problem.softmax_scale).to(given.v)))
+
+
 def one_head_each(problem: Problem) -> Problem:
     return replace(problem, heads_kv=problem.heads_q)
 
@@ -611,6 +643,14 @@ DEFECTS = (
     ),
     fed("keys-shifted", "full", "k one row late beside v", lambda g: replace(g, k=g.k.roll(1, 2))),
     fed("keys-for-values", "full", "k in place of v", lambda g: replace(g, v=g.k)),
+    # keys that are values too
+    fed("values-of-the-last-columns", "shared", "v = k[..., -Dv:]", columns(-48)),
+    fed("values-one-column-late", "shared", "v = k[..., 1 : Dv + 1]", columns(1)),
+    fed("scores-without-the-rest", "shared", "q and k of the first Dv columns", without_the_rest),
+    fed("keys-normalised-in-place", "shared", "k over its norm, v with it", normalised),
+    Defect(
+        name="keys-scaled-in-place", what="v times the scale", shape="shared", broken=scaled_in_place, clean=flash
+    ),
     # outputs
     spoilt("one-row-zero", "full", "row 63 of one head, the last of a block", out(zero(0, 0, 63))),
     spoilt("last-rows-unwritten", "full", "the last block of query rows is 0", out(zero(..., slice(-ROWS, None), slice(None)))),
@@ -633,5 +673,7 @@ DEFECTS = (
     inside("dq-of-last-tile-only", "gradients", "overwritten instead of added up"),
     inside("gradients-of-one-head-of-a-group", "grouped-gradients", "dk, dv not summed over the group"),
     inside("dk-not-turned-back", "rotary-gradients", "that of the turned keys"),
+    inside("gradient-through-scores-alone", "shared-gradients", "dv not added to dk"),
+    inside("gradient-in-the-last-columns", "shared-gradients", "dv added to the columns from D - Dv on"),
     inside("dout-ignored", "gradients", "ones"),
 )  # fmt: skip

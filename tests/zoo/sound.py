@@ -48,8 +48,10 @@ def gradients(attend: Attend, given: Inputs) -> Outputs:
         return {"out": attend(given.q, given.k, given.v)}
     leaves = [t.detach().requires_grad_() for t in (given.q, given.k, given.v)]
     out = attend(*leaves)
-    found = torch.autograd.grad(out, leaves, given.dout)
-    return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), found, strict=True))}
+    dq, dk, dv = torch.autograd.grad(out, leaves, given.dout)
+    if given.shared_kv:
+        dk[..., : dv.shape[3]] += dv
+    return {"out": out.detach(), "dq": dq, "dk": dk, "dv": dv}
 
 
 def sdpa(*backends: SDPBackend) -> Compute:
@@ -194,6 +196,7 @@ def wide_throughout(problem: Problem, given: Inputs) -> Outputs:
     dout = None if given.dout is None else given.dout.double()
     extra = {name: tensor.double() for name, tensor in given.extra.items()}
     q, k, v = given.q.double(), given.k.double(), given.v.double()
+    v = k[..., : v.shape[3]] if given.shared_kv else v
     wide = Inputs(q=q, k=k, v=v, dout=dout, extra=extra)
     return {name: t.to(dtype) for name, t in naive(problem, wide).items()}
 
@@ -254,20 +257,21 @@ MASKED = (
 )
 ADDED = ("alibi", "biased", "relative")
 TURNED = ("rotary", "rotary-gradients")
+SHARED = ("shared", "shared-gradients")
 FORWARD = ("full", "causal", "window", "empty-rows", "ragged", "wide-values", "grouped", "capped", "large")
 
 SOUND = (
-    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=(*ALL, *MASKED, *CAPPED, *ADDED, *TURNED, "sinks", "dropout")),
-    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=(*ALL, *CAPPED, *ADDED, *TURNED, "sinks", "dropout")),
-    Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + MASKED + CAPPED + TURNED),
-    Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL + MASKED),
-    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large", *ADDED, "sinks", "rotary", "dropout")),
+    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=(*ALL, *MASKED, *CAPPED, *ADDED, *TURNED, *SHARED, "sinks", "dropout")),
+    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=(*ALL, *CAPPED, *ADDED, *TURNED, *SHARED, "sinks", "dropout")),
+    Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + MASKED + CAPPED + TURNED + SHARED),
+    Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL + MASKED + SHARED),
+    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large", *ADDED, "sinks", "rotary", "dropout", "shared")),
     Sound(name="exp2", what="powers of two, divided at the end", compute=base_two, shapes=FORWARD),
-    Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=FORWARD + MASKED),
+    Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=(*FORWARD, *MASKED, "shared")),
     Sound(name="tiles-in-order", what="the output summed over 32 keys at a time", compute=one_by_one, shapes=FORWARD),
     Sound(name="bound-for-maximum", what="an upper bound subtracted", compute=shifted, shapes=("full", "ragged", "grouped")),
     Sound(name="query-blocks", what="24 rows at a time, scale on q", compute=chunked, shapes=UNCAPPED),
-    Sound(name="sdpa-math", what="torch's chain", compute=sdpa(SDPBackend.MATH), shapes=(*UNCAPPED, "dropout")),
+    Sound(name="sdpa-math", what="torch's chain", compute=sdpa(SDPBackend.MATH), shapes=(*UNCAPPED, *SHARED, "dropout")),
     Sound(
         name="sdpa-flash",
         what="torch's fused kernel",
