@@ -105,6 +105,21 @@ def litter(
         tensor[free] = token.to(tensor)
 
 
+def before(problem: Problem) -> Problem:
+    """The problem whose pages hold all keys already: `problem` itself where the call appends nothing."""
+    layout = problem.layout
+    if isinstance(layout, Paged) and layout.append:
+        return replace(problem, layout=replace(layout, append=0))
+    return problem
+
+
+def appended(problem: Problem, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Page and place in it of each of the Tq tokens that a call appends."""
+    last = torch.cat([torch.arange(k.stop - (q.stop - q.start), k.stop) for q, k in problem.spans])
+    page, place = _slots(problem, table)
+    return page[last.to(table.device)], place[last.to(table.device)]
+
+
 def members(taken: Tensor, problem: Problem, side: int) -> Sequence[Tensor]:
     """Views [H, S, n] of the members in a canonical tensor."""
     if taken.ndim == 4:
