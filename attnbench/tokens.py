@@ -115,9 +115,12 @@ def before(problem: Problem) -> Problem:
 
 def appended(problem: Problem, table: Tensor) -> tuple[Tensor, Tensor]:
     """Page and place in it of each of the Tq tokens that a call appends."""
-    last = torch.cat([torch.arange(k.stop - (q.stop - q.start), k.stop) for q, k in problem.spans])
-    page, place = _slots(problem, table)
-    return page[last.to(table.device)], place[last.to(table.device)]
+    assert isinstance(problem.layout, Paged)
+    counts = torch.tensor([queries for queries, _ in problem.sequences])
+    member = torch.arange(problem.batch).repeat_interleave(counts).to(table.device)
+    place = torch.cat([torch.arange(keys - queries, keys) for queries, keys in problem.sequences])
+    place = place.to(table.device)
+    return table[member, place // problem.layout.page].long(), place % problem.layout.page
 
 
 def members(taken: Tensor, problem: Problem, side: int) -> Sequence[Tensor]:
