@@ -171,14 +171,17 @@ def _forward(problem: Problem, explicit: bool = False) -> int:
 
 
 def tensor_bytes(problem: Problem) -> dict[str, int]:
-    """Bytes of q, k, v, out, the parameters (`extra`) and the integers of the layout (`index`) that must be moved.
+    """Bytes of q, k, v, out, the parameters (`extra`), the integers of the layout (`index`) and what is written into pages
+    (`append`) that must be moved.
 
     k and v with the real number of key/value heads; shared ones are stored once, and keys that the mechanism does not
-    look at are not read. Of a bias, what belongs to pairs that the mask leaves. Padding and the unused ends of pages, never.
+    look at are not read. New ones are read once, from where they are handed over. Of a bias, what belongs to pairs that the mask
+    leaves. Padding and the unused ends of pages, never.
     """
     tokens_q = sum(q for q, _ in problem.sequences)
     tokens_kv = sum(s for _, s in problem.sequences)
     kv = problem.heads_kv * tokens_kv * problem.kv_dtype.bytes
+    wide = problem.head_dim + (0 if problem.shared_kv else problem.head_dim_v)
     return {
         "q": problem.heads_q * tokens_q * problem.head_dim * problem.dtype.bytes,
         "k": 0 if isinstance(problem.mechanism, Location) else kv * problem.head_dim,
@@ -186,6 +189,7 @@ def tensor_bytes(problem: Problem) -> dict[str, int]:
         "out": problem.heads_q * tokens_q * problem.head_dim_v * problem.out_dtype.bytes,
         "extra": _parameters(problem),
         "index": 4 * _index(problem),
+        "append": problem.heads_kv * tokens_q * wide * problem.kv_dtype.bytes if problem.appends else 0,
     }
 
 
@@ -215,8 +219,8 @@ def _parameters(problem: Problem) -> int:
 def least_bytes(problem: Problem) -> int:
     """Bytes that any implementation must move: each input read once, each output written once.
 
-    Forward reads q, k, v, the parameters and writes out. Backward reads these and dout, and writes dq, dk, dv and the
-    gradients of what is learned.
+    Forward reads q, k, v, the parameters and writes out, and new k and v into pages. Backward reads these and dout, and
+    writes dq, dk, dv and the gradients of what is learned.
     """
     part = tensor_bytes(problem)
     forward = sum(part.values())

@@ -42,10 +42,13 @@ class Inputs:
     q [Tq, Hq, D], k [Tk, Hk, D], v [Tk, Hk, Dv], dout [Tq, Hq, Dv]; `problem.spans` are the members. A `paged` one has
     the same q, but k [pages, page, Hk, D] and v [pages, page, Hk, Dv].
 
-    Where `problem.shared_kv`, v is a view of the first Dv columns of k. All others are contiguous in that order, and none
-    requires a gradient. Where q, k or v are quantised, what is meant is the stored value times `q_descale`, `k_descale` or
-    `v_descale` of `extra`. The harness writes new values into the same storage between calls, and other pages into the
-    block table; see `Prepared.refresh`.
+    Where `problem.shared_kv`, v is a view of the first Dv columns of k. Where `problem.appends`, the last Sq keys of each
+    member are not in their pages: `k_new` and `v_new` hold them, and the call writes them into the slots that the block
+    table has for them, before it attends or beside it. These slots are all that a call may change.
+
+    All others are contiguous in that order, and none requires a gradient. Where q, k or v are quantised, what is meant is
+    the stored value times `q_descale`, `k_descale` or `v_descale` of `extra`. The harness writes new values into the same
+    storage between calls, and other pages into the block table; see `Prepared.refresh`.
     """
 
     q: "torch.Tensor"
@@ -57,7 +60,12 @@ class Inputs:
     """What `problem.parameters` names: the tensors of score modifiers and mechanisms, alike in every format."""
     index: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
     """Where the tokens lie, int32: of `packed`, `cu_seqlens_q` and `cu_seqlens_k` [B + 1]; of `paged`, `cu_seqlens_q`,
-    `seqused_k` [B] and `block_table` [B, pages of the longest], in which a member that needs fewer pages has zeros."""
+    `seqused_k` [B] and `block_table` [B, pages of the longest], in which a member that needs fewer pages has zeros. Lengths
+    count tokens that are to be appended."""
+    k_new: "torch.Tensor | None" = None
+    """What the call appends, [Tq, Hk, D], in the order of q; None where it appends nothing."""
+    v_new: "torch.Tensor | None" = None
+    """Likewise, [Tq, Hk, Dv]."""
 
     @property
     def shared_kv(self) -> bool:
@@ -66,8 +74,9 @@ class Inputs:
 
     @property
     def tensors(self) -> "tuple[torch.Tensor, ...]":
-        """All that are stored: dout where there is one, v where k does not hold it."""
-        given = (self.q, self.k, None if self.shared_kv else self.v, self.dout)
+        """All that are stored: what may be None where it is there, v where k does not hold it."""
+        v = None if self.shared_kv else self.v
+        given = (self.q, self.k, v, self.dout, self.k_new, self.v_new)
         there = (tensor for tensor in given if tensor is not None)
         return (*there, *self.extra.values(), *self.index.values())
 
@@ -135,6 +144,8 @@ class Capabilities:
     """Element types of k and v apart from q's own."""
     shared_kv: bool = False
     """v as a view of the first columns of k."""
+    append: bool = False
+    """New k and v, which the call writes into pages."""
     compute_capability: tuple[int, int] | None = None
     """Least CUDA compute capability."""
 
@@ -177,6 +188,8 @@ class Capabilities:
             yield "no dropout"
         if problem.shared_kv and not self.shared_kv:
             yield "no shared k and v"
+        if problem.appends and not self.append:
+            yield "no append of new k and v"
         least, has = self.compute_capability, device.compute_capability
         if least and has and has < least:
             yield f"needs compute capability {least[0]}.{least[1]}, {device.name} has {has[0]}.{has[1]}"

@@ -103,6 +103,8 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
             for name, parameter in problem.parameters.items()
         },
         index=tokens.index(problem, device),
+        k_new=empty(0, hk, d, problem.kv_dtype) if problem.appends else None,
+        v_new=empty(0, hk, dv, problem.kv_dtype) if problem.appends else None,
     )
     overwrite(inputs, problem, kind=kind, seed=seed, qkv_format=qkv_format)
     return inputs
@@ -121,7 +123,10 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
         q, k = _widened(inputs.q), _widened(inputs.k)
         v = k[..., : problem.head_dim_v] if problem.shared_kv else _widened(inputs.v)
         index = {name: tensor.clone() for name, tensor in inputs.index.items()}
-        return Inputs(q=q, k=k, v=v, dout=None if dout is None else _widened(dout), extra=extra, index=index)
+        dout, k_new, v_new = (
+            None if tensor is None else _widened(tensor) for tensor in (dout, inputs.k_new, inputs.v_new)
+        )
+        return Inputs(q=q, k=k, v=v, dout=dout, extra=extra, index=index, k_new=k_new, v_new=v_new)
     heads = [problem.heads_q, problem.heads_kv, problem.heads_kv]
     wide = max(problem.head_dim, problem.head_dim_v) + 8  # a gap of 16 bytes or more
     storage = q.new_empty(problem.batch, max(max(pair) for pair in problem.sequences), sum(heads), wide)
@@ -145,7 +150,26 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format: str) -> None:
-    """Write other values into the same storage."""
+    """Write other values into the same storage; of tokens that the call appends, into `k_new` and `v_new` alone."""
+    _fill(inputs, tokens.before(problem), kind=kind, seed=seed, qkv_format=qkv_format)
+    if inputs.k_new is not None and inputs.v_new is not None:
+        at = tokens.appended(problem, inputs.index["block_table"])
+        for new, pages in ((inputs.k_new, inputs.k), (inputs.v_new, inputs.v)):
+            elements.bits(new).copy_(elements.bits(pages)[at])
+        spoil(inputs, problem)
+
+
+def spoil(inputs: Inputs, problem: Problem) -> None:
+    """Leave what nobody may look at in the slots of tokens that the call appends."""
+    if problem.appends:
+        at = tokens.appended(problem, inputs.index["block_table"])
+        for name, pages in (("k", inputs.k), ("v", inputs.v)):
+            junk = torch.linspace(-1, 1, pages.shape[-1], device=pages.device) * JUNK[name]
+            elements.bits(pages)[at] = elements.bits(junk.to(pages.dtype))
+
+
+def _fill(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format: str) -> None:
+    """Write values of all tokens, those of keys into where `problem` has them."""
     first = seed * len(KINDS) + KINDS.index(kind)
     generator = torch.Generator(inputs.q.device).manual_seed(first)
     if problem.stored_apart:

@@ -4,14 +4,15 @@ Its assertions have their reasons; pytest need not explain them once more (PYTES
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from attnbench import inputs, reference, scope, suites, tokens, verify
+from attnbench import changes, inputs, reference, scope, suites, tokens, verify
 from attnbench.implementation import Device, Implementation, Prepared
 from attnbench.plugins import Registry, requirements
-from attnbench.problem import Problem, problem_from
+from attnbench.problem import Paged, Problem, problem_from
 from attnbench.records import Status
 
 WORK = 5e8
@@ -62,13 +63,14 @@ def verdict(
             inputs.mask_dout(canonical, plain, sample, "bhsd")
         if prepared.refresh:
             prepared.refresh()
-        before = inputs.checksum(given)
+        promised = changes.promised(given, of)
+        inputs.spoil(given, of)  # also what `refresh` has appended
         raw = prepared.step()
         found = verify.inspect(prepared.read(raw), of, given, device, form)
         if isinstance(found, str):
             return found
-        if inputs.checksum(given) != before:
-            return "the inputs were changed by the call"
+        if reason := changes.broken(given, of, promised):
+            return reason
         actual = inputs.pick(found, of, sample, form)
         if prepared.lse:
             lse = verify.inspect_lse(prepared.lse(raw), of, device)
@@ -108,7 +110,8 @@ def check_implementation(
 
 
 def samples(implementation: Implementation, device: Device) -> Iterator[Problem]:
-    """Small problems that the implementation says it supports, one for each layout, dtype, mask and direction.
+    """Small problems that the implementation says it supports, one for each layout, dtype, mask and direction; new k
+    and v are appended where the mask is causal.
 
     Of softmax without modifiers; where it supports none of these, of each of its mechanisms and modifiers.
     """
@@ -117,6 +120,10 @@ def samples(implementation: Implementation, device: Device) -> Iterator[Problem]
         for one in _samples(implementation, device, layout=layout):
             some = True
             yield one
+            if layout == "paged" and one.mask.name == "causal":
+                appending = replace(one, layout=Paged(append=1))
+                if implementation.why_not(appending, device) is None:
+                    yield appending
     if not some:
         for axis, names in (("mechanism", can.mechanisms), ("modifiers", can.modifiers)):
             for name in sorted(names):

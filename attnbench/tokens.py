@@ -105,6 +105,24 @@ def litter(
         tensor[free] = token.to(tensor)
 
 
+def before(problem: Problem) -> Problem:
+    """The problem whose pages hold all keys already: `problem` itself where the call appends nothing."""
+    layout = problem.layout
+    if isinstance(layout, Paged) and layout.append:
+        return replace(problem, layout=replace(layout, append=0))
+    return problem
+
+
+def appended(problem: Problem, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Page and place in it of each of the Tq tokens that a call appends."""
+    assert isinstance(problem.layout, Paged)
+    counts = torch.tensor([queries for queries, _ in problem.sequences])
+    member = torch.arange(problem.batch).repeat_interleave(counts).to(table.device)
+    place = torch.cat([torch.arange(keys - queries, keys) for queries, keys in problem.sequences])
+    place = place.to(table.device)
+    return table[member, place // problem.layout.page].long(), place % problem.layout.page
+
+
 def members(taken: Tensor, problem: Problem, side: int) -> Sequence[Tensor]:
     """Views [H, S, n] of the members in a canonical tensor."""
     if taken.ndim == 4:

@@ -19,7 +19,19 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-from attnbench import caches, clocks, costs, elements, environment, inputs, measure, plugins, sensors, verify
+from attnbench import (
+    caches,
+    changes,
+    clocks,
+    costs,
+    elements,
+    environment,
+    inputs,
+    measure,
+    plugins,
+    sensors,
+    verify,
+)
 from attnbench.forkserver import Channel
 from attnbench.implementation import Implementation, Inputs, Prepared, Step
 from attnbench.problem import Direction, Problem
@@ -180,7 +192,7 @@ class Job:
         """Prepare, call, and hand the outputs for every kind of inputs to the judge."""
         if self.sample.share < 1:
             inputs.mask_dout(self.inputs, self.problem, self.sample, self.implementation.qkv_format)
-        before = inputs.checksum(self.inputs)
+        before = changes.promised(self.inputs, self.problem)
         self._poison()
         setup_s = self._prepare()
         self._poison()  # `prepare` may have used up what was
@@ -212,11 +224,13 @@ class Job:
         """Prepare for blocks: as many copies as the message says, and what empties the cache between samples."""
         gc.collect()
         gc.disable()
-        self.checksum = inputs.checksum(self.inputs)
+        self.checksum = changes.promised(self.inputs, self.problem)
         self.copies = [self.inputs, *(_copy(self.inputs) for _ in range(1, message["copies"]))]
         with self.clock.preparing():
             self._prepare()
             self.turns = [self.prepared, *map(self._prepared_for, self.copies[1:])]
+        for copy in self.copies:  # what `prepare` has appended
+            inputs.spoil(copy, self.problem)
         self._synchronize()
         self.step: Step = self.prepared.step
         if len(self.copies) > 1:
@@ -262,11 +276,14 @@ class Job:
         for copy in self.copies:
             self._unchanged(self.checksum, copy)
         known_s = self.call_s
+        values = [tensor for tensor in (self.inputs.v, self.inputs.v_new) if tensor is not None]
         with self._one_thread():
-            elements.multiply(self.inputs.v, -1)  # whoever computes only when read gives another answer
+            for tensor in values:  # whoever computes only when read gives another answer
+                elements.multiply(tensor, -1)
         timed = self._output("timed", self.last)
         with self._one_thread():
-            elements.multiply(self.inputs.v, -1)
+            for tensor in values:
+                elements.multiply(tensor, -1)
         if self.prepared.refresh:  # a graph that was kept does not take inputs that were written meanwhile
             self.prepared.refresh()
         deterministic = self._deterministic(self.last, self._repeats())
@@ -304,15 +321,19 @@ class Job:
         graph = isinstance(self.clock, clocks.CudaGraph)  # it would replay what `refresh` has replaced
         clock = clocks.clock("events", self.device) if graph else self.clock
         once = clocks.Pace(inner=1, samples=1, warm=0)
-        tensors = (self.inputs.q, self.inputs.k, self.inputs.v)
+        given = self.inputs
+        tensors: list[tuple[torch.Tensor | None, ...]]
+        tensors = [(given.q,), (given.k, given.k_new), (given.v, given.v_new)]
         repeats = max(1, min(_REPEATED, round(_REPEATED_S / max(self.call_s, 1e-9))))
         now: tuple[float, ...] = (1.0, 1.0, 1.0)
         missed, told = 0, ""
         factors = itertools.product((1.0, 0.5, 2.0), repeat=3)
         for new in itertools.islice(factors, 1, 1 + _PAIRS):
             with self._one_thread():
-                for tensor, factor, before in zip(tensors, new, now, strict=True):
-                    elements.multiply(tensor, factor / before)
+                for several, factor, before in zip(tensors, new, now, strict=True):
+                    for tensor in several:
+                        if tensor is not None:
+                            elements.multiply(tensor, factor / before)
             now, seconds = new, []
             for again in (0, repeats):
                 clock.repeat(self.prepared.step, again)
@@ -344,7 +365,8 @@ class Job:
                 return [out]
 
     def _poison(self) -> None:
-        """Leave NaN in memory that an allocator may hand out again: an output never written shows."""
+        """Leave NaN in memory that an allocator may hand out again: an output never written shows. So does what is never
+        appended: its slots hold something else."""
         dtype = elements.TORCH_DTYPES[self.problem.out_dtype]
         with self._one_thread():
             held = [  # several at once, lest a smaller hole serve the next request
@@ -353,15 +375,16 @@ class Job:
                 for _ in range(max(2, min(16, _POISON_ELEMENTS // max(1, math.prod(shape)))))
             ]
             del held
+            inputs.spoil(self.inputs, self.problem)
 
     def _bytes(self, outputs: Any) -> int:
         return measure.total_bytes(outputs if isinstance(outputs, tuple | list) else [outputs])
 
     def _unchanged(self, before: tuple[tuple[int, ...], ...], given: Inputs | None = None) -> None:
         with self._one_thread():
-            after = inputs.checksum(given or self.inputs)
-        if after != before:
-            raise WrongError("the inputs were changed by the call")
+            wrong = changes.broken(given or self.inputs, self.problem, before)
+        if wrong:
+            raise WrongError(wrong)
 
     def _renewed(self, kind: str) -> str:
         """Outputs for inputs of another kind, written into the same storage."""
@@ -370,7 +393,7 @@ class Job:
             inputs.overwrite(self.inputs, self.problem, kind=kind, seed=self.seed, qkv_format=form)
             if self.sample.share < 1:
                 inputs.mask_dout(self.inputs, self.problem, self.sample, form)
-            before = inputs.checksum(self.inputs)
+            before = changes.promised(self.inputs, self.problem)
         if self.prepared.refresh:
             self.prepared.refresh()
         self._poison()
@@ -464,7 +487,8 @@ def _copy(of: Inputs) -> Inputs:
     index = {name: tensor.clone() for name, tensor in of.index.items()}
     k = of.k.clone()
     v = k[..., : of.v.shape[-1]] if of.shared_kv else of.v.clone()
-    return Inputs(q=of.q.clone(), k=k, v=v, dout=dout, extra=extra, index=index)
+    k_new, v_new = (None if new is None else new.clone() for new in (of.k_new, of.v_new))
+    return Inputs(q=of.q.clone(), k=k, v=v, dout=dout, extra=extra, index=index, k_new=k_new, v_new=v_new)
 
 
 def probe(channel: Channel) -> None:

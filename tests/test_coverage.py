@@ -68,7 +68,7 @@ AXES = {
         "requests=2q33s80_1q1s96",
         "requests=1q33_1q0",
     ],
-    "Layouts": named("layout", LAYOUTS),
+    "Layouts": [*named("layout", LAYOUTS), "seqlen_q=1 seqlen_kv=96 layout=paged:append=1"],
     "Directions": [
         *named("direction", Direction),
         "direction=backward modifiers=bias:grad=1",

@@ -64,7 +64,7 @@ PLUGIN = """
 import random
 import time
 
-from attnbench import Capabilities, Implementation, hookimpl
+from attnbench import Capabilities, Implementation, Prepared, hookimpl
 
 
 def fused(inputs):
@@ -139,6 +139,36 @@ def by_batch(inputs):
     return fused(inputs) * (1 + 1e-7 * len(inputs.q))
 
 
+def appending(when):
+    def prepare(problem, inputs):
+        from dataclasses import replace
+
+        attending = loop().prepare(problem, replace(inputs, k_new=None, v_new=None)).step
+        appending, calls = loop().prepare(problem, inputs).step, []
+        if when == "in prepare":
+            appending()
+
+        def step():
+            calls.append(None)
+            return appending() if when == "always" or (when == "at first" and len(calls) < 9) else attending()
+
+        return Prepared(step=step, refresh=appending if when == "in refresh" else None)
+
+    return Implementation(
+        name=f"appends-{when.replace(' ', '-')}",
+        summary="for the tests of the runner",
+        capabilities=loop().capabilities,
+        prepare=prepare,
+        qkv_format="bhsd",
+    )
+
+
+def loop():
+    from attnbench.builtin import torch_varlen
+
+    return next(one for one in torch_varlen.attnbench_implementations() if one.name == "torch-loop")
+
+
 def patch_clocks(factor):
     from attnbench import clocks, worker
 
@@ -169,6 +199,8 @@ def attnbench_implementations():
     yield record("sleeps", lambda inputs: time.sleep(30))
     yield record("waits", waiting)
     yield record("once", kept)
+    for when in ("always", "in prepare", "in refresh", "at first"):
+        yield appending(when)
 """
 
 PROBLEM = "batch=1 seqlen=16 heads=2 head_dim=8 dtype=float32 mask=full"
@@ -208,11 +240,13 @@ def make(server: ForkServer, plugin: Path, tmp_path: Path) -> Make:
         batch: int = 1,
         batch_invariance: bool = False,
         clock: str = "wall",
+        layout: str = "dense",
         devices: Sequence[Device] = (Device(kind="cpu"),),
         **options: Any,
     ) -> Runner:
         suite: Suite = suites.parse(
-            f"question: q\nbaseline: good-a\nproblems: {{batch: {batch}, seqlen: {lengths}, heads: 2, head_dim: 8}}\n"
+            f"question: q\nbaseline: good-a\nproblems: {{batch: {batch}, seqlen: {lengths}, heads: 2, head_dim: 8, "
+            f"layout: '{layout}'}}\n"
             f"measure: {{launches: {launches}, budget: {budget}, threads: 1, cache: {cache}, clock: {clock}}}\n"
             f"verify: {{gflop: {gflop}, batch_invariance: {str(batch_invariance).lower()}}}\n",
             "s.yaml",
@@ -469,6 +503,17 @@ def test_one_mode_may_end_without_the_other(make: Make) -> None:
         Status.WRONG,
         "after it was timed, the inputs were changed by the call",
     )
+
+
+def test_new_tokens_are_appended_by_the_call_itself_and_by_every_one_that_is_judged(make: Make) -> None:
+    append = "paged:page=4:append=1"
+    names = [f"appends-{when}" for when in ("always", "in-prepare", "in-refresh", "at-first")]
+    rows = make(*names, layout=append, cache="[warm, cold]", devices=[SMALL_CACHE]).run()
+    missing = "k: 16 of 16 new tokens are not in their slots after the call, the first is key 0 of member 0"
+    at_once = [(Status.OK, ""), (Status.WRONG, missing), (Status.WRONG, missing)]
+    late = (Status.WRONG, f"after it was timed, {missing}")
+    assert [(row.status, row.reason) for row in rows] == [*at_once, late] * 2
+    assert [row.timing.cache_method for row in rows if row.timing] == ["", "rotation"]
 
 
 @pytest.mark.parametrize(("size", "method"), [(1024, "exceeds cache"), (2**20, "flush")])

@@ -57,6 +57,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
             unequal_head_dims=True,
             ragged=True,
             shared_kv=True,
+            append=True,
         ),
         prepare=_prepare_loop,
         requires=("numpy",),
@@ -288,6 +289,7 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
     group, cap = problem.heads_q // problem.heads_kv, problem.softcap
     q, k, v = (t.numpy() for t in (inputs.q, inputs.k, inputs.v))  # views: they see values written later
     table = inputs.index["block_table"].numpy() if "block_table" in inputs.index else None
+    new = [t.numpy() for t in (inputs.k_new, inputs.v_new) if t is not None]
     forbidden: list[npt.NDArray[np.bool_] | None] = [None] * problem.batch
     if problem.mask.name != "full":
         for b, (sq, sk) in enumerate(problem.sequences):
@@ -310,9 +312,19 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
         tokens: Array = pages.reshape(-1, *pages.shape[2:])[:sk]
         return tokens.swapaxes(0, 1)
 
+    def append(b: int) -> None:
+        """Write the new tokens of a member into their places in its pages."""
+        assert table is not None
+        sq, sk = problem.sequences[b]
+        at, page = np.arange(sk - sq, sk), k.shape[1]
+        for array, tokens in zip((k, v), new, strict=True):
+            array[table[b, at // page], at % page] = tokens[problem.spans[b][0]]
+
     def step() -> "Array":
         out = np.zeros((*q.shape[:-1], problem.head_dim_v), dtype=q.dtype)
         for b, (sq, sk) in enumerate(problem.sequences):
+            if problem.appends:
+                append(b)
             if not (sq and sk):
                 continue
             rows = queries(q, b).reshape(problem.heads_kv, group * sq, problem.head_dim)

@@ -1,6 +1,7 @@
 """torch over batches whose members differ in length, or whose tokens lie packed or in pages."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ _CAPABILITIES = Capabilities(
     unequal_head_dims=True,
     ragged=True,
     shared_kv=True,
+    append=True,
 )
 
 
@@ -200,7 +202,7 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
             )
         return torch.cat(parts)
 
-    return differentiable(attend, problem, inputs)
+    return _appending(problem, inputs, differentiable(attend, problem, inputs))
 
 
 def _prepare_padded(problem: Problem, inputs: Inputs) -> Prepared:
@@ -233,7 +235,7 @@ def _prepare_padded(problem: Problem, inputs: Inputs) -> Prepared:
         out = sdpa(q, k, v).transpose(1, 2).flatten(0, 1)  # [B Sq, Hq, Dv]
         return out if even else out[filled]
 
-    return differentiable(attend, problem, inputs)
+    return _appending(problem, inputs, differentiable(attend, problem, inputs))
 
 
 def _places(problem: Problem, side: int, device: "torch.device") -> "torch.Tensor":
@@ -245,6 +247,27 @@ def _places(problem: Problem, side: int, device: "torch.device") -> "torch.Tenso
         at = spans[side]
         places[b, : at.stop - at.start] = torch.arange(at.start, at.stop)
     return places.to(device)
+
+
+def _appending(problem: Problem, inputs: Inputs, ready: Prepared) -> Prepared:
+    """Its step writes the new tokens into their places in the pages first, where there are any."""
+    import torch
+
+    k, v, k_new, v_new = inputs.k, inputs.v, inputs.k_new, inputs.v_new
+    if k_new is None or v_new is None:
+        return ready
+    table, page = inputs.index["block_table"], k.shape[1]
+    member = torch.cat([torch.full((sq,), b) for b, (sq, _) in enumerate(problem.sequences)])
+    place = torch.cat([torch.arange(sk - sq, sk) for sq, sk in problem.sequences])
+    column, offset, member = (t.to(table.device) for t in (place // page, place % page, member))
+
+    def step() -> "torch.Tensor":
+        at = table[member, column], offset
+        k[at], v[at] = k_new, v_new
+        out: torch.Tensor = ready.step()
+        return out
+
+    return replace(ready, step=step)
 
 
 def _allowed(problem: Problem, width: int, device: "torch.device") -> "torch.Tensor":

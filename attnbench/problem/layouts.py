@@ -28,10 +28,14 @@ class Packed(Layout):
 
 @dataclass(frozen=True, kw_only=True)
 class Paged(Layout):
-    """K and V in pages of `page` tokens, found through a shuffled block table (Kwon et al. 2023)."""
+    """K and V in pages of `page` tokens, found through a shuffled block table (Kwon et al. 2023).
+
+    With `append=1` the last Sq keys of each member are not there yet: the call writes them into their places.
+    """
 
     name = "paged"
     page: int = bounded(default=16)
+    append: int = bounded(0, 1, default=0)
 
 
 LAYOUTS = leaves(Layout)
@@ -39,5 +43,5 @@ LAYOUTS = leaves(Layout)
 
 @lru_cache(maxsize=4096)
 def parse_layout(text: str) -> Layout:
-    """`dense`, `packed`, `paged:page=16` -> a layout."""
+    """`dense`, `packed`, `paged:page=32:append=1` -> a layout."""
     return cast(Layout, parse_variant(text, LAYOUTS, "layout"))

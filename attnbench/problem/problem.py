@@ -12,7 +12,7 @@ from attnbench.problem.batches import LARGEST_BATCH, Sequences, parse_requests, 
 from attnbench.problem.directions import Direction
 from attnbench.problem.dtypes import Descale, DType
 from attnbench.problem.keys import PROBLEM_KEYS, convert, parse_words
-from attnbench.problem.layouts import Dense, Layout, parse_layout
+from attnbench.problem.layouts import Dense, Layout, Paged, parse_layout
 from attnbench.problem.masks import Causal, CausalTopLeft, Full, Mask, parse_mask
 from attnbench.problem.mechanisms import Dot, Mechanism, Softmax, parse_mechanism
 from attnbench.problem.modifiers import Modifier, parse_modifiers
@@ -60,6 +60,11 @@ class Problem:
         for q, s in set(self.sequences):
             if q < 0 or s < 0:
                 raise ProblemError(f"lengths must not be negative, got {min(q, s)}")
+            if q > s and self.appends:
+                raise ProblemError(
+                    f"layout `{self.layout}` writes the last Sq keys of each member: "
+                    f"its Sq must be at most its Sk, got {q} and {s}"
+                )
         for name in ("heads_q", "heads_kv", "head_dim", "head_dim_v"):
             if getattr(self, name) < 1:
                 raise ProblemError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -124,6 +129,11 @@ class Problem:
     def stored_apart(self) -> bool:
         """Whether q, k or v are stored in another type than that of the output."""
         return self.kv_dtype is not self.dtype or self.dtype.quantised
+
+    @property
+    def appends(self) -> bool:
+        """Whether the call writes the last Sq keys of each member into their pages."""
+        return isinstance(self.layout, Paged) and self.layout.append == 1
 
     @property
     def softmax_scale(self) -> float:

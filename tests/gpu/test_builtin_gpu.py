@@ -92,7 +92,7 @@ def test_the_kernel_named_is_the_kernel_run(name: str, direction: str, shape: st
     assert fused == {ready.kernel} - {"math"}
 
 
-@pytest.mark.parametrize("layout", ["dense", "packed", "paged:page=16"])
+@pytest.mark.parametrize("layout", ["dense", "packed", "paged:page=16", "paged:page=16:append=1"])
 @pytest.mark.parametrize("name", ["torch-loop", "torch-padded", "torch-varlen"])
 def test_members_of_unlike_lengths_are_computed_rightly(name: str, layout: str) -> None:
     problem = Problem.parse(f"requests=1q90s200_3q1s70 {WIDE} mask=causal layout={layout}")

@@ -1,12 +1,13 @@
 """The problems on which the zoo is judged, and the judging of what needs no process of its own."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from zoo.defects import Compute
 
-from attnbench import inputs, reference, tokens, verify
+from attnbench import changes, inputs, reference, tokens, verify
 from attnbench.implementation import Inputs
 from attnbench.problem import Problem
 
@@ -57,6 +58,7 @@ SHAPES = {
     "padded": UNLIKE,
     "packed": UNLIKE + " layout=packed",
     "paged": UNLIKE + " layout=paged:page=16",
+    "append": UNLIKE + " layout=paged:page=16:append=1",
 }
 """What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys, `{many}` a 64th
 of them, `{part}` half of them and no multiple of a page. A dtype of its own is that in all columns of a table."""
@@ -83,7 +85,8 @@ class Found:
     reason: str | None
     """Of the first kind of inputs that shows it wrong; None for right."""
     ratio: float
-    """The largest error, of a row or a tensor, over what is allowed there; infinite where it is not finite."""
+    """The largest error, of a row or a tensor, over what is allowed there; infinite where it is not finite, and where the
+    inputs are not what a call must make of them."""
 
 
 @cache
@@ -108,11 +111,16 @@ def judge(compute: Compute, of: Problem) -> Found:
     """As canary and judge of a run do it, without their processes."""
     reasons, ratios = [], [0.0]
     for kind, given, sample, standard in exhibit(of.text):
-        before = inputs.checksum(given)
+        if of.appends:  # others are judged on the same pages
+            given = replace(given, k=given.k.clone(), v=given.v.clone())
+        promised = changes.promised(given, of)
         outputs = tuple(compute(of, given)[name] for name in inputs.outputs(of))
         contract = verify.inspect(outputs, of, given, "cpu", "bhsd")
         assert not isinstance(contract, str), contract  # a member computes; it does not break the contract
-        assert inputs.checksum(given) == before
+        broken = changes.broken(given, of, promised)
+        if broken:
+            assert of.appends, broken
+            reasons, ratios = [*reasons, f"{broken} ({kind} inputs)"], [*ratios, math.inf]
         for name, tensor in inputs.pick(contract, of, sample, "bhsd").items():
             accuracy, reason = standard.compare({name: tensor})
             row, rms = verify.factors(name)
