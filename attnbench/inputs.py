@@ -136,10 +136,10 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     """Write other values into the same storage."""
     first = seed * len(KINDS) + KINDS.index(kind)
     generator = torch.Generator(inputs.q.device).manual_seed(first)
+    tokens.shuffle(inputs, problem, first)
     if problem.stored_apart:
         _store(inputs, problem, kind, seed, qkv_format, generator)
         return
-    tokens.shuffle(inputs, problem, first)
     table = inputs.index.get("block_table")
     stored = {
         name: tensor for name in ("k", "v", "q", "dout") if (tensor := getattr(inputs, name)) is not None
@@ -181,32 +181,34 @@ that none does in another's place."""
 def _store(
     inputs: Inputs, problem: Problem, kind: str, seed: int, qkv_format: str, generator: torch.Generator
 ) -> None:
-    """Make all values in float32 (float64 beside such a q), and store them in the problem's types, q, k and v once more."""
+    """Make all values in float32 (float64 beside such a q), and store them in the problem's types, q, k and v once more.
+
+    Of quantised types, a slot without a token holds the largest values that are stored.
+    """
     wide = DType.FLOAT64 if problem.dtype is DType.FLOAT64 else DType.FLOAT32
-    device, hk = inputs.q.device, problem.heads_kv
-    real = make(
-        replace(problem, dtype=wide, kv_dtype=wide),
-        kind=kind,
-        seed=seed,
-        device=str(device),
-        qkv_format=qkv_format,
-    )
-    if inputs.dout is not None and real.dout is not None:
-        inputs.dout.copy_(real.dout)
+    device, hk, table = inputs.q.device, problem.heads_kv, inputs.index.get("block_table")
+    plain = tokens.plain(replace(problem, dtype=wide, kv_dtype=wide))
+    real = make(plain, kind=kind, seed=seed, device=str(device), qkv_format="bhsd")
     for name, tensor in real.extra.items():
         inputs.extra[name].copy_(tensor)
     count = hk if problem.descale is Descale.HEAD else 1
     places = torch.randperm(3 * count, generator=generator, device=device)
-    rooms = (ROOM ** (places / (3 * count))).view(3, count).unbind()
-    for name, dtype, room in zip(
-        "qkv", (problem.dtype, problem.kv_dtype, problem.kv_dtype), rooms, strict=True
-    ):
-        of, to = (canonical(getattr(some, name), qkv_format) for some in (real, inputs))
+    rooms = dict(zip("qkv", (ROOM ** (places / (3 * count))).view(3, count), strict=True))
+    types = {"q": problem.dtype, "k": problem.kv_dtype, "v": problem.kv_dtype, "dout": problem.out_dtype}
+    for name, dtype in types.items():
+        stored, of, side = getattr(inputs, name), getattr(real, name), SIDES[name]
+        if stored is None:
+            continue
+        to = tokens.take(stored, problem, side, qkv_format, table)
+        size = elements.LARGEST[dtype] if dtype.quantised else JUNK[name]
         if dtype.quantised:
-            of, to = (torch.unflatten(tensor, 1, (hk, -1)) for tensor in (of, to))
-            elements.quantise(of, to, inputs.extra[f"{name}_descale"], room, dtype)
+            one, other = (torch.unflatten(tensor, 1, (hk, -1)) for tensor in (of, to))
+            elements.quantise(one, other, inputs.extra[f"{name}_descale"], rooms[name], dtype)
         else:
             to.copy_(of)
+        junk = torch.linspace(-size, size, stored.shape[-1], device=device)
+        tokens.litter(stored, junk, problem, side, qkv_format, table)
+        tokens.put(stored, to, problem, side, qkv_format, table)
 
 
 def _draw(tensor: Tensor, parameter: Parameter, kind: str, generator: torch.Generator) -> None:

@@ -38,8 +38,6 @@ def computable(problem: Problem) -> str | None:
 
 def _beyond(problem: Problem) -> str | None:
     """What is there for dense batches of equal lengths alone."""
-    if problem.stored_apart:
-        return "k and v of a type of their own"
     if problem.dropout:
         return "dropout"
     if problem.modifier("rotary") is not None:

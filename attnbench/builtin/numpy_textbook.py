@@ -55,6 +55,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
             grouped_heads=True,
             unequal_head_dims=True,
             ragged=True,
+            kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
         ),
         prepare=_prepare_loop,
         requires=("numpy",),
@@ -281,7 +282,8 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
     import torch
 
     group, cap = problem.heads_q // problem.heads_kv, problem.softcap
-    q, k, v = (t.numpy() for t in (inputs.q, inputs.k, inputs.v))  # views: they see values written later
+    given = dequantised(problem, inputs) if problem.stored_apart else (inputs.q, inputs.k, inputs.v)
+    q, k, v = (t.numpy() for t in given)  # views: they see values written later
     table = inputs.index["block_table"].numpy() if "block_table" in inputs.index else None
     forbidden: list[npt.NDArray[np.bool_] | None] = [None] * problem.batch
     if problem.mask.name != "full":
@@ -314,6 +316,9 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
             s = rows @ keys(k, b).swapaxes(-1, -2)
             s *= problem.softmax_scale
             if cap is not None:
+        nonlocal k, v
+        if problem.stored_apart:
+            k, v = (tensor.numpy() for tensor in dequantised(problem, inputs)[1:])
                 s = np.tanh(s / cap) * cap
             if (hidden := forbidden[b]) is not None:
                 np.copyto(s.reshape(problem.heads_q, sq, sk), -np.inf, where=hidden)

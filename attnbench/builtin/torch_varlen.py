@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 _CAPABILITIES = Capabilities(
-    dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
+    dtypes=frozenset(("float64", "float32", "float16", "bfloat16", "float8_e4m3")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward")),
     masks=ALL_MASKS,
@@ -29,6 +29,7 @@ _CAPABILITIES = Capabilities(
     unequal_head_dims=True,
     ragged=True,
 )
+    kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
 
 
 @hookimpl

@@ -131,6 +131,38 @@ def block_diagonal(problem: Problem, given: Inputs) -> Outputs:
     return {"out": joined(problem, list(out.split([q for q, _ in problem.sequences], 2)))}
 
 
+def stored(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
+    """k and v of a packed or paged batch times their descales, in float32, then `members`."""
+    hk, real = problem.heads_kv, dict[str, Tensor]()
+    for name in "kv":
+        tensor, factor = getattr(given, name).float(), given.extra[f"{name}_descale"].expand(hk)[:, None]
+        if defect == "descale-of-the-next-head-in-pages" and name == "k":
+            factor = factor.roll(1, 0)
+        if defect == "descale-by-place-in-the-page" and name == "v":
+            factor = factor[torch.arange(tensor.shape[1]) % hk][:, None]
+        if defect == "descale-by-member" and name == "v":
+            keys = torch.tensor([sk for _, sk in problem.sequences])
+            factor = factor[torch.arange(problem.batch).repeat_interleave(keys) % hk][:, None]
+        real[name] = tensor * factor
+    if defect == "last-page-not-descaled":
+        page, table = problem.layout.page, given.index["block_table"]
+        last = [int(table[b, (sk - 1) // page]) for b, (_, sk) in enumerate(problem.sequences) if sk]
+        real["v"][last] = given.v.float()[last]
+    return members(problem, replace(given, **real), defect.removesuffix("-in-stored-pages"))
+
+
+def stored_folded(problem: Problem, given: Inputs) -> Outputs:
+    """Products of what is stored; descales multiplied into q and the output."""
+    k, v = (
+        given.extra[f"{name}_descale"]
+        .expand(problem.heads_kv)
+        .repeat_interleave(problem.heads_q // problem.heads_kv)[:, None]
+        for name in "kv"
+    )
+    own = replace(given, q=given.q.float() * k, k=given.k.float(), v=given.v.float())
+    return {"out": (members(problem, own)["out"] * v).to(given.q.dtype)}
+
+
 DEFECTS: tuple[Defect, ...] = (
     inside("padding-of-the-batch-seen", "padded", "keys up to those of the longest member", members),
     inside("one-slot-of-padding-seen", "padded", "one key too many of each member", members),
@@ -147,10 +179,18 @@ DEFECTS: tuple[Defect, ...] = (
     inside("last-page-left-out", "paged", "whole pages alone", members),
     inside("one-key-too-many", "paged", "one more than seqused_k", members),
     inside("one-key-too-few", "paged", "one less than seqused_k", members),
+    inside("descale-by-member", "packed-stored", "the factor of head b % Hk in all heads of member b", stored),
+    inside("descale-of-the-next-head-in-pages", "paged-stored", "k of head h times the factor of h - 1", stored),
+    inside("descale-by-place-in-the-page", "paged-stored", "v of place p in a page times the factor of p % Hk", stored),
+    inside("last-page-not-descaled", "paged-stored", "the last v of each member as they are stored", stored),
+    inside("one-key-too-many-in-stored-pages", "paged-stored", "one more than seqused_k", stored),
 )  # fmt: skip
 
 SHAPES = ("padded", "packed", "paged")
+STORED = ("packed-stored", "paged-stored")
 SOUND = (
     Sound(name="members", what="flash over one member after the other", compute=members, shapes=SHAPES),
     Sound(name="block-diagonal", what="one sequence, members kept apart by the mask", compute=block_diagonal, shapes=SHAPES),
+    Sound(name="stored-members", what="k and v times their descales, then members", compute=stored, shapes=STORED),
+    Sound(name="descales-folded-in-members", what="products of what is stored", compute=stored_folded, shapes=STORED),
 )  # fmt: skip
