@@ -162,7 +162,7 @@ def overwrite(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_for
     if kind in READ_OUT and problem.dropout:
         _unit_vectors(taken["v"], generator)
     if kind != "normal" and problem.modifier("rotary") is not None:
-        _turn_back(taken["q"], taken["k"], problem)
+        _turn_back(members["q"], members["k"], problem)
     for name, tensor in stored.items():
         junk = torch.linspace(-1, 1, tensor.shape[-1], device=tensor.device) * JUNK[name]
         tokens.litter(tensor, junk, problem, SIDES[name], qkv_format, table)
@@ -235,13 +235,18 @@ def _chunks(members: Iterable[Tensor]) -> Iterator[Tensor]:
             yield member[start : start + heads]
 
 
-def _turn_back(q: Tensor, k: Tensor, problem: Problem) -> None:
-    """Turn queries and keys back, so that what the modifier rotary makes of them are those that point at each other."""
-    for tensor, first in ((q, k.shape[2] - q.shape[2]), (k, 0)):
-        positions = torch.arange(first, first + tensor.shape[2], device=tensor.device)
-        cos, sin = (table.to(_wide(tensor)) for table in rotations.back(rotations.exact(problem, positions)))
-        for part in _chunks(tensor):
-            part.copy_(rotations.turned(part.to(_wide(part)), (cos, sin)))
+def _turn_back(q: Sequence[Tensor], k: Sequence[Tensor], problem: Problem) -> None:
+    """Turn queries and keys of the members [H, S, D] back, so that what the modifier rotary makes of them are those that
+    point at each other."""
+    first = min(0, *(sk - sq for sq, sk in problem.sequences))
+    positions = torch.arange(first, problem.longest[1], device=q[0].device)
+    cos, sin = (table.to(_wide(q[0])) for table in rotations.back(rotations.exact(problem, positions)))
+    for pair in zip(q, k, strict=True):
+        end = pair[1].shape[1] - first  # behind the last query and the last key
+        for tensor in pair:
+            here = slice(end - tensor.shape[1], end)
+            for part in _chunks([tensor]):
+                part.copy_(rotations.turned(part.to(_wide(part)), (cos[here], sin[here])))
 
 
 def _unit_vectors(v: Tensor, generator: torch.Generator) -> None:

@@ -40,8 +40,6 @@ def _beyond(problem: Problem) -> str | None:
     """What is there for dense batches of equal lengths alone."""
     if problem.dropout:
         return "dropout"
-    if problem.modifier("rotary") is not None:
-        return "rotary"
     if problem.learned and problem.direction not in _FORWARD:
         return f"the gradient of {problem.learned[0]}"
     if not isinstance(problem.mechanism, Softmax | Dot):

@@ -68,7 +68,12 @@ AXES = {
         "requests=2q33s80_1q1s96",
         "requests=1q33_1q0",
     ],
-    "Layouts": named("layout", LAYOUTS),
+    "Layouts": [
+        *named("layout", LAYOUTS),
+        "requests=2q33s80_1q1s96 modifiers=rotary",
+        "layout=packed modifiers=rotary direction=backward",
+        "layout=paged modifiers=rotary",
+    ],
     "Directions": [
         *named("direction", Direction),
         "direction=backward modifiers=bias:grad=1",

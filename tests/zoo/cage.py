@@ -55,6 +55,7 @@ SHAPES = {
     "padded": UNLIKE,
     "packed": UNLIKE + " layout=packed",
     "paged": UNLIKE + " layout=paged:page=16",
+    "packed-rotary": UNLIKE + " layout=packed modifiers=rotary",
     "packed-stored": UNLIKE + " heads_q=4 heads_kv=2 layout=packed kv_dtype=int8 descale=head",
     "paged-stored": UNLIKE + " heads_q=4 heads_kv=2 layout=paged:page=16 kv_dtype=float8_e4m3 descale=head",
 }
