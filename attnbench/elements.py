@@ -20,7 +20,7 @@ LARGEST = {DType.FLOAT8_E4M3: 224.0, DType.INT8: 127.0}
 
 
 def quantise(real: Tensor, stored: Tensor, descale: Tensor, room: Tensor, dtype: DType) -> None:
-    """Write `real` [B, Hk, ..., D] into `stored`, in multiples of `descale`, which is made here: [1] or [Hk].
+    """Write `real` [B or T, Hk, ..., D] into `stored`, in multiples of `descale`, which is made here: [1] or [Hk].
 
     The largest value of a tensor, or of each head, becomes `LARGEST` over `room`, at least 1 and shaped like `descale`.
     """

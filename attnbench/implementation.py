@@ -253,13 +253,14 @@ def dequantised(
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """q, k and v in the output's dtype: what is stored in another one is converted, and multiplied by its descale.
 
-    New tensors for those, so this belongs into the timed call; the inputs themselves for the others.
+    New tensors for those, so this belongs into the timed call; the inputs themselves for the others. Layouts stay: of pages all
+    are converted.
     """
     import torch
 
     to = torch.bfloat16 if problem.dtype.quantised else inputs.q.dtype
     wide = torch.promote_types(to, torch.float32)  # lest the descale itself be rounded
-    axis = 1 if qkv_format == "bhsd" else 2
+    axis = -3 if problem.layout.name == "dense" and qkv_format == "bhsd" else -2  # of the heads
 
     def real(name: str) -> torch.Tensor:
         stored: torch.Tensor = getattr(inputs, name)
@@ -267,8 +268,8 @@ def dequantised(
         if descale is None:
             return stored.to(to)
         by_head = torch.unflatten(stored.to(wide), axis, (problem.heads_kv, -1))
-        by_head *= descale.view(-1, *[1] * (4 - axis))
-        return by_head.flatten(axis, axis + 1).to(to)
+        by_head *= descale.view(-1, *[1] * -axis)
+        return by_head.flatten(axis - 1, axis).to(to)
 
     q, k, v = map(real, "qkv")
     return q, k, v

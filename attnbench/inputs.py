@@ -172,10 +172,10 @@ def _fill(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format:
     """Write values of all tokens, those of keys into where `problem` has them."""
     first = seed * len(KINDS) + KINDS.index(kind)
     generator = torch.Generator(inputs.q.device).manual_seed(first)
+    tokens.shuffle(inputs, problem, first)
     if problem.stored_apart:
         _store(inputs, problem, kind, seed, qkv_format, generator)
         return
-    tokens.shuffle(inputs, problem, first)
     table = inputs.index.get("block_table")
     stored = {
         name: tensor
@@ -200,7 +200,7 @@ def _fill(inputs: Inputs, problem: Problem, *, kind: str, seed: int, qkv_format:
     if kind in READ_OUT and problem.dropout:
         _unit_vectors(taken["v"], generator)
     if kind != "normal" and problem.modifier("rotary") is not None:
-        _turn_back(taken["q"], taken["k"], problem)
+        _turn_back(members["q"], members["k"], problem)
     for name, tensor in stored.items():
         size = JUNK["k and v" if name == "k" and problem.shared_kv else name]
         junk = torch.linspace(-1, 1, tensor.shape[-1], device=tensor.device) * size
@@ -220,32 +220,34 @@ that none does in another's place."""
 def _store(
     inputs: Inputs, problem: Problem, kind: str, seed: int, qkv_format: str, generator: torch.Generator
 ) -> None:
-    """Make all values in float32 (float64 beside such a q), and store them in the problem's types, q, k and v once more."""
+    """Make all values in float32 (float64 beside such a q), and store them in the problem's types, q, k and v once more.
+
+    Of quantised types, a slot without a token holds the largest values that are stored.
+    """
     wide = DType.FLOAT64 if problem.dtype is DType.FLOAT64 else DType.FLOAT32
-    device, hk = inputs.q.device, problem.heads_kv
-    real = make(
-        replace(problem, dtype=wide, kv_dtype=wide),
-        kind=kind,
-        seed=seed,
-        device=str(device),
-        qkv_format=qkv_format,
-    )
-    if inputs.dout is not None and real.dout is not None:
-        inputs.dout.copy_(real.dout)
+    device, hk, table = inputs.q.device, problem.heads_kv, inputs.index.get("block_table")
+    plain = tokens.plain(replace(problem, dtype=wide, kv_dtype=wide))
+    real = make(plain, kind=kind, seed=seed, device=str(device), qkv_format="bhsd")
     for name, tensor in real.extra.items():
         inputs.extra[name].copy_(tensor)
     count = hk if problem.descale is Descale.HEAD else 1
     places = torch.randperm(3 * count, generator=generator, device=device)
-    rooms = (ROOM ** (places / (3 * count))).view(3, count).unbind()
-    for name, dtype, room in zip(
-        "qkv", (problem.dtype, problem.kv_dtype, problem.kv_dtype), rooms, strict=True
-    ):
-        of, to = (canonical(getattr(some, name), qkv_format) for some in (real, inputs))
+    rooms = dict(zip("qkv", (ROOM ** (places / (3 * count))).view(3, count), strict=True))
+    types = {"q": problem.dtype, "k": problem.kv_dtype, "v": problem.kv_dtype, "dout": problem.out_dtype}
+    for name, dtype in types.items():
+        stored, of, side = getattr(inputs, name), getattr(real, name), SIDES[name]
+        if stored is None:
+            continue
+        to = tokens.take(stored, problem, side, qkv_format, table)
+        size = elements.LARGEST[dtype] if dtype.quantised else JUNK[name]
         if dtype.quantised:
-            of, to = (torch.unflatten(tensor, 1, (hk, -1)) for tensor in (of, to))
-            elements.quantise(of, to, inputs.extra[f"{name}_descale"], room, dtype)
+            one, other = (torch.unflatten(tensor, 1, (hk, -1)) for tensor in (of, to))
+            elements.quantise(one, other, inputs.extra[f"{name}_descale"], rooms[name], dtype)
         else:
             to.copy_(of)
+        junk = torch.linspace(-size, size, stored.shape[-1], device=device)
+        tokens.litter(stored, junk, problem, side, qkv_format, table)
+        tokens.put(stored, to, problem, side, qkv_format, table)
 
 
 def _draw(tensor: Tensor, parameter: Parameter, kind: str, generator: torch.Generator) -> None:
@@ -272,13 +274,18 @@ def _chunks(members: Iterable[Tensor]) -> Iterator[Tensor]:
             yield member[start : start + heads]
 
 
-def _turn_back(q: Tensor, k: Tensor, problem: Problem) -> None:
-    """Turn queries and keys back, so that what the modifier rotary makes of them are those that point at each other."""
-    for tensor, first in ((q, k.shape[2] - q.shape[2]), (k, 0)):
-        positions = torch.arange(first, first + tensor.shape[2], device=tensor.device)
-        cos, sin = (table.to(_wide(tensor)) for table in rotations.back(rotations.exact(problem, positions)))
-        for part in _chunks(tensor):
-            part.copy_(rotations.turned(part.to(_wide(part)), (cos, sin)))
+def _turn_back(q: Sequence[Tensor], k: Sequence[Tensor], problem: Problem) -> None:
+    """Turn queries and keys of the members [H, S, D] back, so that what the modifier rotary makes of them are those that
+    point at each other."""
+    first = min(0, *(sk - sq for sq, sk in problem.sequences))
+    positions = torch.arange(first, problem.longest[1], device=q[0].device)
+    cos, sin = (table.to(_wide(q[0])) for table in rotations.back(rotations.exact(problem, positions)))
+    for pair in zip(q, k, strict=True):
+        end = pair[1].shape[1] - first  # behind the last query and the last key
+        for tensor in pair:
+            here = slice(end - tensor.shape[1], end)
+            for part in _chunks([tensor]):
+                part.copy_(rotations.turned(part.to(_wide(part)), (cos[here], sin[here])))
 
 
 def _unit_vectors(v: Tensor, generator: torch.Generator) -> None:

@@ -13,6 +13,7 @@ mask.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -165,24 +166,34 @@ def _compute(
     of_squares = {name: torch.zeros_like(tensor) for name, tensor in sums.items() if sizes}
     planes = torch.tensor(sample.planes(problem.heads_q), device=device)
     queries, all_keys = torch.tensor(sample.rows, device=device), torch.arange(sk, device=device)
-    turns = _turns(problem, queries, all_keys, dtype, rnd, exact=sizes)
+    turning = problem.modifier("rotary") is not None
 
-    def real(name: str, stored: Tensor, heads_kv: Tensor) -> Tensor:
-        """What is meant by `stored` [g, ...] of these heads [g]."""
+    @lru_cache(maxsize=2)
+    def tables(ahead: int | None) -> rotations.Turns:
+        """How the modifier rotary turns the sampled queries of a member with so many more keys, or, of None, the keys."""
+        at = all_keys if ahead is None else queries + ahead
+        cos, sin = rotations.exact(problem, at) if sizes else rotations.plain(problem, at, dtype)
+        return rnd(cos), rnd(sin)
+
+    def turns(name: str, lengths: tuple[int, int]) -> rotations.Turns:
+        return tables(lengths[1] - lengths[0] if name == "q" else None)
+
+    def real(name: str, stored: Tensor, heads_kv: Tensor, lengths: tuple[int, int]) -> Tensor:
+        """What is meant by `stored` [g, ...] of these heads [g] of a member."""
         wide, descale = stored.to(dtype), inputs.extra.get(f"{name}_descale")
         if descale is not None:
             wide *= descale.to(dtype).expand(problem.heads_kv)[heads_kv].view(-1, *[1] * (wide.ndim - 1))
         wide = rnd(wide) if problem.stored_apart else wide
-        return rotations.turned(wide, turns[f"d{name}"], rnd) if f"d{name}" in turns else wide
+        return rotations.turned(wide, turns(name, lengths), rnd) if turning and name != "v" else wide
 
     for here, lengths, blocks in _portions(problem, sample, together, device):
         part = replace(sample, groups=sample.groups[here])
         heads_kv = torch.tensor(part.groups, device=device)[:, 1]
-        k, v = (real(name, part.keys(getattr(inputs, name)), heads_kv) for name in "kv")
+        k, v = (real(name, part.keys(getattr(inputs, name)), heads_kv, lengths) for name in "kv")
         squares = (
             tuple(t.square().sum(-1, keepdim=True) for t in (k, v)) if sizes else ()
         )  # once, not in each block
-        q = real("q", part.queries(inputs.q), heads_kv)  # [g, Hq/Hk, R, D]
+        q = real("q", part.queries(inputs.q), heads_kv, lengths)  # [g, Hq/Hk, R, D]
         dout = None if inputs.dout is None else part.queries(inputs.dout).to(dtype)
         heads = heads_kv[:, None] * shared + torch.arange(shared, device=device)
         for rows, keys, allowed in blocks:
@@ -225,9 +236,10 @@ def _compute(
                 if into:
                     ds, dsink = found[f"ds{end}"], found.get(f"dsink{end}")
                     gradients.add_modifiers(problem, block, place, ds, dsink, into)
-    for name in turns.keys() & results.keys():  # the gradients of q and k before they were turned
-        for tensor in results[name]:
-            tensor.copy_(rotations.turned(rnd(tensor), rotations.back(turns[name]), rnd))
+    for name in ("q", "k") if turning and inputs.dout is not None else ():  # before they were turned
+        for (b, _), tensor in zip(sample.groups, results[f"d{name}"], strict=True):
+            back = rotations.back(turns(name, problem.sequences[b]))
+            tensor.copy_(rotations.turned(rnd(tensor), back, rnd))
     if problem.shared_kv and "dk" in results:
         results["dk"] = rnd(results["dk"])  # through the scores, and then through the values
         results["dk"][..., : problem.head_dim_v] += rnd(results.pop("dv"))
@@ -245,23 +257,6 @@ def _at_once(problem: Problem) -> int:
     forward = problem.direction in (Direction.FORWARD, Direction.INFERENCE)
     additive = problem.mechanism if isinstance(problem.mechanism, Additive) and not forward else None
     return _BLOCK // (additive.width(problem) if additive else 1)
-
-
-def _turns(
-    problem: Problem, rows: Tensor, keys: Tensor, dtype: torch.dtype, rnd: Rounding, *, exact: bool
-) -> dict[str, rotations.Turns]:
-    """How the modifier rotary turns the sampled queries (`dq`) and the keys (`dk`); empty without it."""
-    if problem.modifier("rotary") is None:
-        return {}
-    assert problem.uniform is not None
-    sq, sk = problem.uniform
-    found = {}
-    for name, positions in (("dq", rows + (sk - sq)), ("dk", keys)):
-        cos, sin = (
-            rotations.exact(problem, positions) if exact else rotations.plain(problem, positions, dtype)
-        )
-        found[name] = rnd(cos), rnd(sin)
-    return found
 
 
 def _learned(problem: Problem, sample: "Sample") -> dict[str, tuple[int, ...]]:

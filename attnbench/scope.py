@@ -23,6 +23,8 @@ def computable(problem: Problem) -> str | None:
         return reason
     if problem.stored_apart and (reason := _stored(problem)):
         return reason
+    if problem.appends and problem.stored_apart:
+        return "no reference for appending k and v of a type of their own yet"
     if isinstance(problem.layout, Paged) and problem.direction not in _FORWARD:
         return "no reference for gradients through pages yet"
     if 0 in (problem.uniform or problem.longest):
@@ -40,12 +42,8 @@ def computable(problem: Problem) -> str | None:
 
 def _beyond(problem: Problem) -> str | None:
     """What is there for dense batches of equal lengths alone."""
-    if problem.stored_apart:
-        return "k and v of a type of their own"
     if problem.dropout:
         return "dropout"
-    if problem.modifier("rotary") is not None:
-        return "rotary"
     if problem.learned and problem.direction not in _FORWARD:
         return f"the gradient of {problem.learned[0]}"
     if not isinstance(problem.mechanism, Softmax | Dot):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnbench.costs import pages
+from attnbench.elements import bits
 from attnbench.implementation import Inputs
 from attnbench.problem import Dense, Packed, Paged, Problem
 
@@ -69,10 +70,12 @@ def take(tensor: Tensor, problem: Problem, side: int, qkv_format: str, table: Te
     """The canonical form: a view, or a copy where there are slots without a token or a block `table`."""
     if isinstance(problem.layout, Dense):
         tensor = canonical(tensor, qkv_format)
-        return tensor if problem.uniform else tensor.transpose(1, 2)[_filled(problem, side, tensor.device)]
+        if problem.uniform:
+            return tensor
+        return bits(tensor).transpose(1, 2)[_filled(problem, side, tensor.device)].view(tensor.dtype)
     if isinstance(problem.layout, Paged) and side:
         assert table is not None
-        tensor = tensor[_slots(problem, table)]
+        tensor = bits(tensor)[_slots(problem, table)].view(tensor.dtype)
     if problem.uniform is None:
         return tensor
     return torch.unflatten(tensor, 0, (problem.batch, problem.uniform[side])).transpose(1, 2)
@@ -84,6 +87,7 @@ def put(
     """Write what was taken back, where it is a copy."""
     if taken.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
         return
+    tensor, taken = bits(tensor), bits(taken)
     if isinstance(problem.layout, Dense):
         canonical(tensor, qkv_format).transpose(1, 2)[_filled(problem, side, tensor.device)] = taken
     else:
@@ -95,14 +99,15 @@ def litter(
     tensor: Tensor, token: Tensor, problem: Problem, side: int, qkv_format: str, table: Tensor | None
 ) -> None:
     """Write `token` [H, n], which nobody may look at, into all slots that hold none."""
+    tensor, token = bits(tensor), bits(token.to(tensor))
     if isinstance(problem.layout, Dense) and problem.uniform is None:
         free = ~_filled(problem, side, tensor.device)
-        canonical(tensor, qkv_format).transpose(1, 2)[free] = token.to(tensor)
+        canonical(tensor, qkv_format).transpose(1, 2)[free] = token
     elif isinstance(problem.layout, Paged) and side:
         assert table is not None
         free = torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device)
         free[_slots(problem, table)] = False
-        tensor[free] = token.to(tensor)
+        tensor[free] = token
 
 
 def before(problem: Problem) -> Problem:

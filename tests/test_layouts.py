@@ -181,6 +181,19 @@ def test_the_gradients_of_a_sample_of_a_ragged_batch_are_those_of_its_rows() -> 
 # ---------------------------------------------------------------- the oracle
 
 
+def turned(problem: Problem, x: Tensor, first: int) -> Tensor:
+    """x [H, S, D], whose tokens stand at `first` and behind, a pair of coordinates at a time."""
+    if (rotary := problem.modifier("rotary")) is None:
+        return x
+    half, positions = x.shape[-1] // 2, torch.arange(first, first + x.shape[1], dtype=torch.float64)
+    columns: list[Tensor] = [torch.empty(0)] * (2 * half)
+    for m in range(half):
+        angle = positions * rotary.base ** (-m / half)
+        columns[m] = x[..., m] * angle.cos() - x[..., m + half] * angle.sin()
+        columns[m + half] = x[..., m + half] * angle.cos() + x[..., m] * angle.sin()
+    return torch.stack(columns, -1)
+
+
 def textbook(problem: Problem, made: Inputs) -> list[dict[str, Tensor]]:
     """Each member alone, in float64, with torch's own derivatives; the mask drawn cell by cell."""
     found, shared = [], problem.heads_q // problem.heads_kv
@@ -189,7 +202,8 @@ def textbook(problem: Problem, made: Inputs) -> list[dict[str, Tensor]]:
             tensor[at].transpose(0, 1).double().requires_grad_()
             for tensor, at in ((made.q, at_q), (made.k, at_k), (made.v, at_k))
         )
-        s = q @ k.repeat_interleave(shared, 0).mT * problem.softmax_scale
+        one, two = (turned(problem, t, first) for t, first in ((q, sk - sq), (k, 0)))
+        s = one @ two.repeat_interleave(shared, 0).mT * problem.softmax_scale
         if problem.softcap:
             s = torch.tanh(s / problem.softcap) * problem.softcap
         if (alibi := problem.modifier("alibi")) is not None:
@@ -211,7 +225,7 @@ def textbook(problem: Problem, made: Inputs) -> list[dict[str, Tensor]]:
 @given(
     sequences=lengths,
     mask=st.sampled_from(MASKS),
-    modifiers=st.sampled_from(["none", "softcap:cap=2", "alibi"]),
+    modifiers=st.sampled_from(["none", "softcap:cap=2", "alibi", "rotary:base=100"]),
     direction=st.sampled_from(["forward", "forward_backward"]),
     kind=st.sampled_from(["normal", "peaked"]),
 )
@@ -272,6 +286,27 @@ def test_what_the_capabilities_allow_runs_and_is_right(name: str, count: int) ->
 def test_strided_inputs_are_taken_too(name: str, layout: str) -> None:
     problem = Problem.parse(f"{RAGGED} {HEADS} mask=causal layout={layout} dtype=float32")
     assert testing.verdict(IMPLEMENTATIONS[name], problem, strided=True) is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["numpy-loop", "torch-loop", "torch-padded"])
+def test_q_and_k_are_turned_by_the_positions_of_their_own_member(name: str, layout: str) -> None:
+    tried = 0
+    for lengths in (RAGGED, "batch=3 seqlen_q=3 seqlen_kv=6", "requests=1q9s4_1q1s30"):
+        for more in (
+            "dtype=float64 mask=causal",
+            "dtype=bfloat16 head_dim=32 direction=forward_backward",  # of 8, scores of `large` may lie too near
+            "dtype=float32 direction=backward",
+            "dtype=float32 kv_dtype=int8 descale=head mask=causal",
+        ):
+            words = more if "head_dim" in more else f"head_dim=8 {more}"
+            problem = Problem.parse(
+                f"{lengths} heads_q=4 heads_kv=2 modifiers=rotary:base=100 layout={layout} {words}"
+            )
+            if IMPLEMENTATIONS[name].why_not(problem, CPU) is None:
+                assert testing.verdict(IMPLEMENTATIONS[name], problem) is None, problem.text
+                tried += 1
+    assert tried >= 4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -50,7 +50,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=Capabilities(
             dtypes=frozenset(("float32", "float64")),
             masks=ALL_MASKS,
-            modifiers=frozenset(("softcap",)),
+            modifiers=frozenset(("softcap", "rotary")),
             mechanisms=frozenset(("softmax", "dot")),
             layouts=frozenset(("dense", "packed", "paged")),
             grouped_heads=True,
@@ -58,6 +58,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
             ragged=True,
             shared_kv=True,
             append=True,
+            kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
         ),
         prepare=_prepare_loop,
         requires=("numpy",),
@@ -196,18 +197,22 @@ def _turns(problem: Problem) -> "tuple[Callable[[Array, int], Array], ...]":
         return (lambda x, way: x,) * 2
     assert problem.uniform is not None
     (sq, sk), group = problem.uniform, problem.heads_q // problem.heads_kv
-    found = []
-    for positions in (np.tile(np.arange(sk - sq, sk), group), np.arange(sk)):
-        angles = np.outer(positions, rotary.frequencies(problem.head_dim))
-        tables = [table.astype(problem.dtype.value) for table in (np.cos(angles), np.sin(angles))]
+    return _turn(problem, np.tile(np.arange(sk - sq, sk), group)), _turn(problem, np.arange(sk))
 
-        def turn(x: "Array", way: int, tables: "list[Array]" = tables) -> "Array":
-            cos, sin = tables[0], way * tables[1]
-            one, two = np.split(x, 2, axis=-1)
-            return np.concatenate((one * cos - two * sin, two * cos + one * sin), axis=-1)
 
-        found.append(turn)
-    return tuple(found)
+def _turn(problem: Problem, positions: "npt.NDArray[np.int64]") -> "Callable[[Array, int], Array]":
+    """How the modifier rotary turns x [..., n, D], whose tokens stand at these positions [n], forth (1) or back (-1)."""
+    import numpy as np
+
+    angles = np.outer(positions, problem.modifier("rotary").frequencies(problem.head_dim))
+    tables = [table.astype(problem.dtype.value) for table in (np.cos(angles), np.sin(angles))]
+
+    def turn(x: "Array", way: int) -> "Array":
+        cos, sin = tables[0], way * tables[1]
+        one, two = np.split(x, 2, axis=-1)
+        return np.concatenate((one * cos - two * sin, two * cos + one * sin), axis=-1)
+
+    return turn
 
 
 def _learned(problem: Problem) -> "Callable[[Array, Array | None], list[Array]]":
@@ -287,13 +292,18 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
     import torch
 
     group, cap = problem.heads_q // problem.heads_kv, problem.softcap
-    q, k, v = (t.numpy() for t in (inputs.q, inputs.k, inputs.v))  # views: they see values written later
+    given = dequantised(problem, inputs) if problem.stored_apart else (inputs.q, inputs.k, inputs.v)
+    q, k, v = (t.numpy() for t in given)  # views: they see values written later
     table = inputs.index["block_table"].numpy() if "block_table" in inputs.index else None
     new = [t.numpy() for t in (inputs.k_new, inputs.v_new) if t is not None]
     forbidden: list[npt.NDArray[np.bool_] | None] = [None] * problem.batch
     if problem.mask.name != "full":
         for b, (sq, sk) in enumerate(problem.sequences):
             forbidden[b] = ~problem.mask.allowed(np.arange(sq)[:, None], np.arange(sk), sq, sk, b)
+    turns = []
+    if problem.modifier("rotary") is not None:
+        for sq, sk in problem.sequences:
+            turns.append((_turn(problem, np.arange(sk - sq, sk)), _turn(problem, np.arange(sk))))
 
     def queries(array: "Array", b: int) -> "Array":
         """[Hq, Sq, n], a view."""
@@ -321,14 +331,21 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
             array[table[b, at // page], at % page] = tokens[problem.spans[b][0]]
 
     def step() -> "Array":
+        nonlocal k, v
+        if problem.stored_apart:
+            k, v = (tensor.numpy() for tensor in dequantised(problem, inputs)[1:])
         out = np.zeros((*q.shape[:-1], problem.head_dim_v), dtype=q.dtype)
         for b, (sq, sk) in enumerate(problem.sequences):
             if problem.appends:
                 append(b)
             if not (sq and sk):
                 continue
-            rows = queries(q, b).reshape(problem.heads_kv, group * sq, problem.head_dim)
-            s = rows @ keys(k, b).swapaxes(-1, -2)
+            rows, columns = queries(q, b), keys(k, b)
+            if turns:
+                turn_q, turn_k = turns[b]
+                rows, columns = turn_q(rows, 1), turn_k(columns, 1)
+            rows = rows.reshape(problem.heads_kv, group * sq, problem.head_dim)
+            s = rows @ columns.swapaxes(-1, -2)
             s *= problem.softmax_scale
             if cap is not None:
                 s = np.tanh(s / cap) * cap

@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     import torch
 
 _CAPABILITIES = Capabilities(
-    dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
+    dtypes=frozenset(("float64", "float32", "float16", "bfloat16", "float8_e4m3")),
     devices=frozenset(("cpu", "cuda")),
     directions=frozenset(("forward", "backward", "forward_backward")),
     masks=ALL_MASKS,
+    modifiers=frozenset(("rotary",)),
     layouts=frozenset(("dense", "packed", "paged")),
     grouped_heads=True,
     unequal_head_dims=True,
     ragged=True,
     shared_kv=True,
     append=True,
+    kv_dtypes=frozenset(("float32", "float16", "bfloat16", "float8_e4m3", "int8")),
 )
 
 
@@ -178,25 +180,49 @@ def _cuts(problem: Problem, inputs: Inputs) -> "list[tuple[Callable[[torch.Tenso
     return [(partial(packed, q), one) for (q, _), one in zip(problem.spans, keys, strict=True)]
 
 
+def _turn(
+    problem: Problem, inputs: Inputs, positions: "torch.Tensor"
+) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """What the modifier rotary does to x [..., S, D], whose tokens stand at the first S of `positions` [..., n]; cos and sin
+    are made once. Nothing without it."""
+    import torch
+
+    if (rotary := problem.modifier("rotary")) is None:
+        return lambda x: x
+    dtype = torch.bfloat16 if problem.dtype.quantised else inputs.q.dtype
+    frequencies = torch.tensor(rotary.frequencies(problem.head_dim), dtype=torch.float64).to(positions.device)
+    angles = positions[..., None] * frequencies
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        (one, two), n = x.chunk(2, -1), x.shape[-2]
+        c, s = cos[..., :n, :], sin[..., :n, :]
+        return torch.cat((one * c - two * s, two * c + one * s), -1)
+
+    return turn
+
+
 def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
     import torch
     import torch.nn.functional as F
 
     sdpa: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
-    calls = []
+    calls, device = [], inputs.q.device
     for b, (sequence, cuts) in enumerate(zip(problem.sequences, _cuts(problem, inputs), strict=True)):
-        call = partial(sdpa, **_arguments(problem, b, inputs.q.device))
-        calls.append((cuts, call if all(sequence) else None))
+        call = partial(sdpa, **_arguments(problem, b, device))
+        turn_q = _turn(problem, inputs, torch.arange(sequence[1] - sequence[0], sequence[1], device=device))
+        calls.append((cuts, turn_q, call if all(sequence) else None))
+    turn_k = _turn(problem, inputs, torch.arange(problem.longest[1], device=device))
     longest, dense = problem.longest[0], problem.layout.name == "dense"
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         parts = []
-        for (queries, keys), call in calls:
+        for (queries, keys), turn_q, call in calls:
             one = queries(q)
             if call is None:  # SDPA takes no empty sequences
                 part = one.new_zeros(*one.shape[:-1], problem.head_dim_v)
             else:
-                part = call(one, keys(k), keys(v))  # [1, Hq, Sq, Dv]
+                part = call(turn_q(one), turn_k(keys(k)), keys(v))  # [1, Hq, Sq, Dv]
             parts.append(
                 F.pad(part, (0, 0, 0, longest - part.shape[2])) if dense else part[0].transpose(0, 1)
             )
@@ -216,7 +242,14 @@ def _prepare_padded(problem: Problem, inputs: Inputs) -> Prepared:
     else:
         arguments = _words(problem) | {"attn_mask": _allowed(problem, width, device)}
     function: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
-    sdpa = partial(function, **arguments)
+    call = partial(function, **arguments)
+    behind = torch.tensor([sk - sq for sq, sk in problem.sequences], device=device)[:, None, None]
+    turn_q = _turn(problem, inputs, behind + torch.arange(problem.longest[0], device=device))
+    turn_k = _turn(problem, inputs, torch.arange(width, device=device))
+
+    def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return call(turn_q(q), turn_k(k), v)
+
     if layout == "dense":
         return differentiable(sdpa, problem, inputs)
     of_queries, of_keys = (_places(problem, side, device) for side in (0, 1))

@@ -59,6 +59,9 @@ SHAPES = {
     "packed": UNLIKE + " layout=packed",
     "paged": UNLIKE + " layout=paged:page=16",
     "append": UNLIKE + " layout=paged:page=16:append=1",
+    "packed-rotary": UNLIKE + " layout=packed modifiers=rotary",
+    "packed-stored": UNLIKE + " heads_q=4 heads_kv=2 layout=packed kv_dtype=int8 descale=head",
+    "paged-stored": UNLIKE + " heads_q=4 heads_kv=2 layout=paged:page=16 kv_dtype=float8_e4m3 descale=head",
 }
 """What differs from 128 queries, one batch member, two heads of 64; `{short}` is 64 less than the keys, `{many}` a 64th
 of them, `{part}` half of them and no multiple of a page. A dtype of its own is that in all columns of a table."""

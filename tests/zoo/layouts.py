@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from zoo.defects import Defect, Outputs, beside_sinks, flash, inside
+from zoo.defects import Defect, Outputs, beside_sinks, flash, inside, turned
 from zoo.sound import Sound
 
 from attnbench.implementation import Inputs
@@ -131,6 +131,57 @@ def block_diagonal(problem: Problem, given: Inputs) -> Outputs:
     return {"out": joined(problem, list(out.split([q for q, _ in problem.sequences], 2)))}
 
 
+def stored(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
+    """k and v of a packed or paged batch times their descales, in float32, then `members`."""
+    hk, real = problem.heads_kv, dict[str, Tensor]()
+    for name in "kv":
+        tensor, factor = getattr(given, name).float(), given.extra[f"{name}_descale"].expand(hk)[:, None]
+        if defect == "descale-of-the-next-head-in-pages" and name == "k":
+            factor = factor.roll(1, 0)
+        if defect == "descale-by-place-in-the-page" and name == "v":
+            factor = factor[torch.arange(tensor.shape[1]) % hk][:, None]
+        if defect == "descale-by-member" and name == "v":
+            keys = torch.tensor([sk for _, sk in problem.sequences])
+            factor = factor[torch.arange(problem.batch).repeat_interleave(keys) % hk][:, None]
+        real[name] = tensor * factor
+    if defect == "last-page-not-descaled":
+        page, table = problem.layout.page, given.index["block_table"]
+        last = [int(table[b, (sk - 1) // page]) for b, (_, sk) in enumerate(problem.sequences) if sk]
+        real["v"][last] = given.v.float()[last]
+    return members(problem, replace(given, **real), defect.removesuffix("-in-stored-pages"))
+
+
+def stored_folded(problem: Problem, given: Inputs) -> Outputs:
+    """Products of what is stored; descales multiplied into q and the output."""
+    k, v = (
+        given.extra[f"{name}_descale"]
+        .expand(problem.heads_kv)
+        .repeat_interleave(problem.heads_q // problem.heads_kv)[:, None]
+        for name in "kv"
+    )
+    own = replace(given, q=given.q.float() * k, k=given.k.float(), v=given.v.float())
+    return {"out": (members(problem, own)["out"] * v).to(given.q.dtype)}
+
+
+def turned_first(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
+    """q and k of a packed batch turned by their positions, in float32, then `members`."""
+    q, k = given.q.clone().float(), given.k.clone().float()
+    for (at_q, at_k), (sq, sk) in zip(problem.spans, problem.sequences, strict=True):
+        if not sq:
+            continue
+        first_q, first_k = sk - sq, 0
+        if defect == "positions-of-the-storage":
+            first_q, first_k = at_q.start, at_k.start
+        if defect == "queries-counted-from-their-first":
+            first_q = 0
+        if defect == "positions-of-the-longest":
+            first_q = problem.longest[1] - sq
+        for x, at, first in ((q, at_q, first_q), (k, at_k, first_k)):
+            x[at] = turned(problem, x[at].transpose(0, 1)[None], first)[0].transpose(0, 1)
+    own = replace(given, q=q, k=k, v=given.v.float())
+    return {"out": members(replace(problem, modifiers=()), own)["out"].to(given.q.dtype)}
+
+
 DEFECTS: tuple[Defect, ...] = (
     inside("padding-of-the-batch-seen", "padded", "keys up to those of the longest member", members),
     inside("one-slot-of-padding-seen", "padded", "one key too many of each member", members),
@@ -147,10 +198,22 @@ DEFECTS: tuple[Defect, ...] = (
     inside("last-page-left-out", "paged", "whole pages alone", members),
     inside("one-key-too-many", "paged", "one more than seqused_k", members),
     inside("one-key-too-few", "paged", "one less than seqused_k", members),
+    inside("descale-by-member", "packed-stored", "the factor of head b % Hk in all heads of member b", stored),
+    inside("descale-of-the-next-head-in-pages", "paged-stored", "k of head h times the factor of h - 1", stored),
+    inside("descale-by-place-in-the-page", "paged-stored", "v of place p in a page times the factor of p % Hk", stored),
+    inside("last-page-not-descaled", "paged-stored", "the last v of each member as they are stored", stored),
+    inside("one-key-too-many-in-stored-pages", "paged-stored", "one more than seqused_k", stored),
+    inside("positions-of-the-storage", "packed-rotary", "they go on over the members of q, and of k", turned_first),
+    inside("queries-counted-from-their-first", "packed-rotary", "queries of a member at i", turned_first),
+    inside("positions-of-the-longest", "packed-rotary", "the last query at the last key of the longest member", turned_first),
 )  # fmt: skip
 
 SHAPES = ("padded", "packed", "paged")
+STORED = ("packed-stored", "paged-stored")
 SOUND = (
-    Sound(name="members", what="flash over one member after the other", compute=members, shapes=SHAPES),
+    Sound(name="members", what="flash over one member after the other", compute=members, shapes=(*SHAPES, "packed-rotary")),
     Sound(name="block-diagonal", what="one sequence, members kept apart by the mask", compute=block_diagonal, shapes=SHAPES),
+    Sound(name="turned-first", what="q and k turned in float32, then members", compute=turned_first, shapes=("packed-rotary",)),
+    Sound(name="stored-members", what="k and v times their descales, then members", compute=stored, shapes=STORED),
+    Sound(name="descales-folded-in-members", what="products of what is stored", compute=stored_folded, shapes=STORED),
 )  # fmt: skip
