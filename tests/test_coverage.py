@@ -70,10 +70,10 @@ AXES = {
     ],
     "Layouts": [
         *named("layout", LAYOUTS),
+        "seqlen_q=1 seqlen_kv=96 layout=paged:append=1",
         "requests=2q33s80_1q1s96 modifiers=rotary",
         "layout=packed modifiers=rotary direction=backward",
         "layout=paged modifiers=rotary",
-        "seqlen_q=1 seqlen_kv=96 layout=paged:append=1",
     ],
     "Directions": [
         *named("direction", Direction),
