@@ -295,7 +295,6 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
     given = dequantised(problem, inputs) if problem.stored_apart else (inputs.q, inputs.k, inputs.v)
     q, k, v = (t.numpy() for t in given)  # views: they see values written later
     table = inputs.index["block_table"].numpy() if "block_table" in inputs.index else None
-    new = [t.numpy() for t in (inputs.k_new, inputs.v_new) if t is not None]
     forbidden: list[npt.NDArray[np.bool_] | None] = [None] * problem.batch
     if problem.mask.name != "full":
         for b, (sq, sk) in enumerate(problem.sequences):
@@ -322,22 +321,25 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
         tokens: Array = pages.reshape(-1, *pages.shape[2:])[:sk]
         return tokens.swapaxes(0, 1)
 
-    def append(b: int) -> None:
-        """Write the new tokens of a member into their places in its pages."""
+    def append() -> None:
+        """Write the new tokens of each member into their places in its pages, as bytes: numpy has not all types."""
         assert table is not None
-        sq, sk = problem.sequences[b]
-        at, page = np.arange(sk - sq, sk), k.shape[1]
-        for array, tokens in zip((k, v), new, strict=True):
-            array[table[b, at // page], at % page] = tokens[problem.spans[b][0]]
+        assert inputs.k_new is not None
+        assert inputs.v_new is not None
+        for stored, tokens in ((inputs.k, inputs.k_new), (inputs.v, inputs.v_new)):
+            pages, new = (t.view(torch.uint8).numpy() for t in (stored, tokens))
+            for b, (sq, sk) in enumerate(problem.sequences):
+                at = np.arange(sk - sq, sk)
+                pages[table[b, at // pages.shape[1]], at % pages.shape[1]] = new[problem.spans[b][0]]
 
     def step() -> "Array":
         nonlocal k, v
+        if problem.appends:
+            append()
         if problem.stored_apart:
             k, v = (tensor.numpy() for tensor in dequantised(problem, inputs)[1:])
         out = np.zeros((*q.shape[:-1], problem.head_dim_v), dtype=q.dtype)
         for b, (sq, sk) in enumerate(problem.sequences):
-            if problem.appends:
-                append(b)
             if not (sq and sk):
                 continue
             rows, columns = queries(q, b), keys(k, b)

@@ -286,10 +286,14 @@ def _appending(problem: Problem, inputs: Inputs, ready: Prepared) -> Prepared:
     """Its step writes the new tokens into their places in the pages first, where there are any."""
     import torch
 
-    k, v, k_new, v_new = inputs.k, inputs.v, inputs.k_new, inputs.v_new
-    if k_new is None or v_new is None:
+    if inputs.k_new is None or inputs.v_new is None:
         return ready
-    table, page = inputs.index["block_table"], k.shape[1]
+    table, page = inputs.index["block_table"], inputs.k.shape[1]
+    stored = [  # on a CPU, float8 cannot be indexed
+        t.view(torch.int8) if t.element_size() == 1 else t
+        for t in (inputs.k, inputs.v, inputs.k_new, inputs.v_new)
+    ]
+    k, v, k_new, v_new = stored
     member = torch.cat([torch.full((sq,), b) for b, (sq, _) in enumerate(problem.sequences)])
     place = torch.cat([torch.arange(sk - sq, sk) for sq, sk in problem.sequences])
     column, offset, member = (t.to(table.device) for t in (place // page, place % page, member))
