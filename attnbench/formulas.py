@@ -75,14 +75,19 @@ def sinks(problem: Problem, block: Block, dtype: torch.dtype) -> Tensor | None:
 
 
 def weights(
-    problem: Problem, s: Tensor, near: Tensor | None, allowed: Tensor | None, rnd: Rounding
+    problem: Problem,
+    s: Tensor,
+    near: Tensor | None,
+    allowed: Tensor | None,
+    rnd: Rounding,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weights [g, G r, n] of a mechanism other than softmax and dot, those that errors are measured by, and the size
     of the largest score.
 
     `s` are the `scores`, which are overwritten, `near` is the `gaussian`, `allowed` [r, n]. The first two differ where a
     Gaussian takes most of a row's weight: its place is rounded, so that what is left of such a row is not known to so
-    many digits.
+    many digits. `exact` is the oracle's way, where there is a plainer one.
     """
     mechanism = problem.mechanism
     if allowed is not None:
@@ -99,7 +104,7 @@ def weights(
     if isinstance(mechanism, Sparsemax):
         p = _sparsemax(s)
     elif isinstance(mechanism, Entmax):
-        p = _entmax(s)
+        p = _entmax(s) if mechanism.alpha == 1.5 else (_exact if exact else _halved)(s, mechanism.alpha - 1)
     else:
         p = s.exp()
         p /= p.sum(-1, keepdim=True).masked_fill(blind, 1)
@@ -220,3 +225,40 @@ def _entmax(s: Tensor) -> Tensor:
     tau = mean - (1 / count - spread).clamp_(min=0).sqrt_()
     support = (tau <= ordered).sum(-1, keepdim=True)
     return (s - tau.gather(-1, support - 1)).clamp_(min=0).square_()
+
+
+def _halved(s: Tensor, power: float) -> Tensor:
+    """max(power s - tau, 0)^(1 / power), power = alpha - 1, tau by halving so that it sums to 1 (Peters et al. 2019,
+    algorithm 1), as everybody does it; the largest s is 0.
+
+    tau lies between -1, where the largest alone weighs 1, and 0; halved until it is known to an eighth of an epsilon.
+    """
+    s, low, width = s * power, torch.full_like(s[..., :1], -1), 1.0
+    while width > torch.finfo(s.dtype).eps / 8:
+        width /= 2
+        middle = low + width
+        enough = (s - middle).clamp_(min=0).pow_(1 / power).sum(-1, keepdim=True) >= 1
+        low = torch.where(enough, middle, low)
+    p = (s - low).clamp_(min=0).pow_(1 / power)
+    return p.div_(p.sum(-1, keepdim=True))
+
+
+def _exact(s: Tensor, power: float) -> Tensor:
+    """As `_halved`, without the digits that power s - tau loses where alpha is near 1 and all of it is near 1.
+
+    With tau = -e^(-power x) a weight is exp(log1p(power s e^(power x)) / power - x): softmax is its limit, and x there the
+    log-sum-exp. The sum is convex in -tau, so that Newton's steps from x = 0, where it is at least 1, come down on the root.
+    Its slope there is at least 1 / power (of t = power s - tau, t^(1 / power - 1) sums to more than the weights), so that
+    a sum of 1 + e leaves -tau off by at most power e.
+    """
+    x = torch.zeros_like(s[..., :1])
+    for _ in range(64):  # about log(n) and five
+        bent = (s * ((power * x).exp() * power)).clamp_(min=-1)  # t / -tau - 1
+        p = (bent.log1p() / power).sub_(x).exp_()
+        total = p.sum(-1, keepdim=True)
+        excess = (total - 1).clamp_(min=0)  # 0 where there is no key
+        if not bool((excess > 2.0**-46).any()):
+            break
+        slope = (p / bent.add_(1).clamp_(min=1e-300)).sum(-1, keepdim=True)
+        x -= (-power * excess / slope.clamp_(min=1)).log1p_() / power
+    return p.div_(total)

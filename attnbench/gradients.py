@@ -88,7 +88,7 @@ def of_mechanism(
 
     ends = scored(False)
     s, gauss = ends[0].detach(), ends[1].detach() if len(ends) > 1 else None
-    p, plain, top = formulas.weights(problem, s.clone(), gauss, allowed, rnd)
+    p, plain, top = formulas.weights(problem, s.clone(), gauss, allowed, rnd, exact=bool(squares))
     out, dp = rnd(product(p, v)), rnd(product(dout, v.mT))
     seen = torch.ones_like(s[0], dtype=torch.bool)
     if allowed is not None:
@@ -126,7 +126,8 @@ def _threshold(problem: Problem, s: Tensor, p: Tensor, seen: Tensor) -> tuple[Te
     """Of a sparse normaliser: the score above which there is weight, and by how much rounding could move a score from it."""
     top = s.masked_fill(~seen, -torch.inf).amax(-1, keepdim=True)
     most = p.amax(-1, keepdim=True)
-    below = top - (most if isinstance(problem.mechanism, Sparsemax) else 2 * most.sqrt())
+    power = problem.mechanism.alpha - 1 if isinstance(problem.mechanism, Entmax) else 1.0
+    below = top - most**power / power
     return below, _epsilon(problem.dtype) * (top.abs() + 1)
 
 
@@ -170,7 +171,7 @@ def _slope(problem: Problem, s: Tensor, p: Tensor, seen: Tensor, support: Tensor
         total = s.masked_fill(~seen, 0).sum(-1, keepdim=True)
         return torch.where(seen & (total > 0), 1 / total, 0), p
     if isinstance(problem.mechanism, Entmax):
-        return _normalised(p.sqrt())
+        return _normalised(p ** (2 - problem.mechanism.alpha))
     if isinstance(problem.mechanism, Sparsemax):
         return _normalised(support.to(p))
     return p, p

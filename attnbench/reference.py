@@ -386,7 +386,7 @@ def _attend(
             return gradients.of_mechanism(problem, block, (q, k, v), dout, allowed, rnd, product, squares)
         s = formulas.scores(problem, q, k, block, rnd, product)
         near = formulas.gaussian(problem, q, block, rnd, product)
-        p, measure, top = formulas.weights(problem, s, near, allowed, rnd)
+        p, measure, top = formulas.weights(problem, s, near, allowed, rnd, exact=bool(squares))
         found = {"out": rnd(product(p, v))}
         if squares:
             found |= {"out_size": measure.square() @ squares[1], "top_score": top}

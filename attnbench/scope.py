@@ -81,8 +81,11 @@ def _mechanism(problem: Problem) -> str | None:
     mechanism = problem.mechanism
     if isinstance(mechanism, Softmax | Dot):
         return None
-    if isinstance(mechanism, Entmax) and mechanism.alpha != 1.5:
-        return f"no reference for entmax with alpha={mechanism.alpha:g} yet: only 1.5"
+    if isinstance(mechanism, Entmax) and mechanism.alpha == 1:
+        return "no reference for entmax with alpha=1, which is softmax"
+    if isinstance(mechanism, Entmax) and mechanism.alpha > 1.5 and problem.direction not in _FORWARD:
+        told = f"no reference for the gradients of entmax with alpha={mechanism.alpha:g} yet"
+        return f"{told}: above 1.5 they rise without bound at the edge of the support"
     if isinstance(mechanism, Linear) and not isinstance(problem.mask, Full | Causal):
         return f"no reference for the linear mechanism with the {problem.mask} mask yet: only full and causal"
     if problem.modifiers:

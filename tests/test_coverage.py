@@ -93,7 +93,11 @@ AXES = {
         "dtype=float8_e4m3 descale=head requests=2q33s80_1q1s96",
     ],
     "Dropout": ["dropout=0", "dropout=0.1"],
-    "Mechanisms": named("mechanism", MECHANISMS),
+    "Mechanisms": [
+        *named("mechanism", MECHANISMS),
+        "mechanism=entmax:alpha=1.25 direction=backward",
+        "mechanism=entmax:alpha=1.75",
+    ],
 }
 """Words of a problem for each value; the rest is that of `testing.problem`: two members of 4 heads of 32, 96 tokens."""
 VALUES = [words for values in AXES.values() for words in values]

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from decimal import Decimal, localcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnbench import costs, inputs, reference, scope, verify
+from attnbench import costs, formulas, inputs, reference, scope, verify
 from attnbench.builtin import (
     numpy_mechanisms,
     numpy_textbook,
@@ -34,7 +35,7 @@ CPU = Device(kind="cpu")
 
 MECHANISM_TEXTS = (
     *("softmax", "dot", "general", "additive", "additive:hidden=3", "location", "linear"),
-    *("local-gaussian:window=3", "multi-head", "sparsemax", "entmax"),
+    *("local-gaussian:window=3", "multi-head", "sparsemax", "entmax", "entmax:alpha=1.25"),
 )
 MODIFIER_TEXTS = (
     *("alibi", "bias", "bias:heads=1", "bias:grad=1", "relative-bias:buckets=4:distance=3", "sinks"),
@@ -64,7 +65,7 @@ def feature(x: np.ndarray) -> np.ndarray:
     return np.array([y + 1 if y > 0 else math.exp(y) for y in x])
 
 
-def simplex(s: np.ndarray, power: int) -> np.ndarray:
+def simplex(s: np.ndarray, power: float) -> np.ndarray:
     """max(s / power - tau, 0)^power with sum 1, tau by bisection."""
     z = (s - s.max()) / power
     low, high = -1.0, 0.0
@@ -143,7 +144,7 @@ def row_of_weights(
         scores.append(modified(problem, extra, s, h, i, j))
     s = np.array(scores)
     if name in ("sparsemax", "entmax"):
-        return simplex(s, {"sparsemax": 1, "entmax": 2}[name])
+        return simplex(s, 1 / (getattr(problem.mechanism, "alpha", 2) - 1))
     sink = [extra["sinks"][h]] if problem.modifier("sinks") else []
     top = max([*scores, *sink])
     weights = np.exp(s - top) / math.fsum(math.exp(x - top) for x in [*scores, *sink])
@@ -265,7 +266,7 @@ def test_the_yardstick_of_each_mechanism_errs_like_its_dtype(mechanism: str, dty
 
 @pytest.mark.parametrize("size", [4, 500])
 def test_a_score_far_below_the_others_has_no_weight_in_a_sparse_mechanism(size: int) -> None:
-    for mechanism in ("sparsemax", "entmax"):
+    for mechanism in ("sparsemax", "entmax", "entmax:alpha=1.05", "entmax:alpha=1.75"):
         problem = Problem.parse(
             f"seqlen_q=1 seqlen_kv={size} heads=1 head_dim=1 dtype=float64 mechanism={mechanism}"
         )
@@ -275,6 +276,61 @@ def test_a_score_far_below_the_others_has_no_weight_in_a_sparse_mechanism(size: 
         made.k.fill_(-1e6)
         made.k[..., 2, :] = 3.0
         assert float(reference.oracle(problem, made, everything(problem))["out"]) == 2.0
+
+
+ALPHAS = (1.001, 1.05, 1.25, 1.5, 1.75, 1.99, 2.0)
+
+
+def entmax(s: list[float], alpha: float) -> list[float]:
+    """The weights of alpha-entmax in 40 digits: the sum is convex in the threshold's depth c below the largest score, and so
+    Newton's steps from c = 1 come down on it (Peters et al. 2019, equation 5)."""
+    with localcontext(prec=40):
+        power, c = Decimal(alpha) - 1, Decimal(1)
+        z = [power * (Decimal(x) - Decimal(max(s))) for x in s]
+        for _ in range(100):
+            t = [c + x for x in z if c + x > 0]
+            weights = [x ** (1 / power) for x in t]
+            step = (sum(weights) - 1) * power / sum(w / x for w, x in zip(weights, t, strict=True))
+            c -= step
+            if abs(step) < Decimal("1e-30"):
+                break
+        return [float(max(c + x, Decimal(0)) ** (1 / power)) for x in z]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_entmax_is_the_root_of_its_equation_for_every_alpha(alpha: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for keys, spread in ((1, 1.0), (2, 3.0), (12, 1.0), (12, 8.0)):
+        s = spread * torch.randn(keys, generator=generator, dtype=torch.float64)
+        right = torch.tensor(entmax(s.tolist(), alpha), dtype=torch.float64)
+        assert float((formulas._exact(s - s.max(), alpha - 1) - right).abs().max()) <= 2e-14
+        # power s - tau loses the digits that 1 / power has
+        plain = formulas._halved(s - s.max(), alpha - 1)
+        assert float((plain - right).abs().max()) <= 2.0**-52 * 8 / (alpha - 1)
+        assert float(plain.sum()) == pytest.approx(1, abs=1e-15)
+
+
+def test_entmax_of_two_is_sparsemax_and_of_one_and_a_half_the_sorted_one() -> None:
+    s = 3 * torch.randn(64, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    s[:, 150:] = -torch.inf
+    s -= s.amax(-1, keepdim=True)
+    for power, sorted_one in ((1.0, formulas._sparsemax), (0.5, formulas._entmax)):
+        for found in (formulas._exact(s, power), formulas._halved(s, power)):
+            torch.testing.assert_close(found, sorted_one(s), rtol=0, atol=1e-14)
+    nearly = formulas._exact(s, 1e-9)  # the limit of alpha 1
+    torch.testing.assert_close(nearly, s.softmax(-1), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [a for a in ALPHAS if a not in (1.001, 1.5)])
+def test_implementations_of_entmax_take_any_alpha(alpha: float) -> None:
+    ran = 0
+    for words in ("dtype=float64 mask=causal", "dtype=float32", "dtype=bfloat16 mask=chunked:size=30"):
+        for name in ("numpy-mechanisms", "torch-mechanisms"):
+            text = f"seqlen_q=50 seqlen_kv=90 heads_q=4 heads_kv=2 head_dim=16 mechanism=entmax:alpha={alpha} {words}"
+            if IMPLEMENTATIONS[name].why_not(Problem.parse(text), CPU) is None:
+                assert verdict(IMPLEMENTATIONS[name], Problem.parse(text)) is None, (name, text)
+                ran += 1
+    assert ran == 5
 
 
 # ---------------------------------------------------------------- implementations
@@ -456,7 +512,11 @@ def test_what_cannot_be_is_refused(words: str, message: str) -> None:
         ("mechanism=linear modifiers=sinks", "no reference for sinks with the linear mechanism yet"),
         ("mechanism=linear mask=chunked:size=4",
          "no reference for the linear mechanism with the chunked:size=4 mask yet: only full and causal"),
-        ("mechanism=entmax:alpha=1.25", "no reference for entmax with alpha=1.25 yet: only 1.5"),
+        ("mechanism=entmax:alpha=1.25 direction=backward", None),
+        ("mechanism=entmax:alpha=1.75", None),
+        ("mechanism=entmax:alpha=1", "no reference for entmax with alpha=1, which is softmax"),
+        ("mechanism=entmax:alpha=1.75 direction=backward", "no reference for the gradients of entmax with alpha=1.75 yet: "
+         "above 1.5 they rise without bound at the edge of the support"),
         ("mechanism=sparsemax direction=backward", None),
         ("mechanism=sparsemax direction=inference", None),
     ],

@@ -383,7 +383,7 @@ def test_rotary_needs_pairs() -> None:
 MECHANISMS = tuple(text for text in MECHANISM_TEXTS if text not in ("softmax", "dot"))
 LARGER = ("local-gaussian", "additive")
 """Whose sizes are those of the softmax before the Gaussian, and of the terms of 1 - tanh^2."""
-KINKED = ("sparsemax", "entmax", "linear")
+KINKED = ("sparsemax", "entmax", "entmax:alpha=1.25", "linear")
 """Whose weights, or slopes of them, have corners: differences are taken over less, lest they cross one."""
 
 

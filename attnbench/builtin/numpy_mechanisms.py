@@ -1,6 +1,7 @@
 """Attention mechanisms other than scaled dot product, as their papers print them, in numpy, with gradients by hand."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attnbench import (
@@ -29,7 +30,7 @@ TILE = 64
 def attnbench_implementations() -> Iterable[Implementation]:
     yield Implementation(
         name="numpy-mechanisms",
-        summary="dot, general, additive, location, linear, local-gaussian, sparsemax and entmax-1.5 in numpy",
+        summary="dot, general, additive, location, linear, local-gaussian, sparsemax and entmax in numpy",
         capabilities=Capabilities(
             dtypes=frozenset(("float32", "float64")),
             directions=frozenset(("forward", "backward", "forward_backward")),
@@ -138,7 +139,7 @@ def _weighted(
     problem: Problem, q: "Array", k: "Array", v: "Array", extra: "dict[str, Array]"
 ) -> "Callable[[], Array]":
     """Scores, mask, weights, and their sum of the values."""
-    forbidden, normalise = _forbidden(problem), _NORMALISERS.get(problem.mechanism.name, _softmax)
+    forbidden, normalise = _forbidden(problem), _normaliser(problem)
     local = problem.mechanism.name == "local-gaussian"
 
     def step() -> "Array":
@@ -189,13 +190,13 @@ def _softmax(s: "Array") -> "Array":
     return s
 
 
-def _below_the_largest(s: "Array") -> "tuple[Array, npt.NDArray[np.bool_]]":
-    """Scores less the row's largest one, and where there is none; what is masked becomes -4, which gets no weight."""
+def _below_the_largest(s: "Array", least: float = -4) -> "tuple[Array, npt.NDArray[np.bool_]]":
+    """Scores less the row's largest one, and where there is none; what is masked becomes `least`, which gets no weight."""
     import numpy as np
 
     peak = s.max(axis=-1, keepdims=True)
     blind = np.isneginf(peak)
-    return np.maximum(s - np.where(blind, 0, peak), -4), blind
+    return np.maximum(s - np.where(blind, 0, peak), least), blind
 
 
 def _sparsemax(s: "Array") -> "Array":
@@ -226,7 +227,27 @@ def _entmax(s: "Array") -> "Array":
     return np.where(blind, 0, np.maximum(s - np.take_along_axis(tau, last, -1), 0) ** 2)
 
 
-_NORMALISERS = {"sparsemax": _sparsemax, "entmax": _entmax}
+def _halved(s: "Array", power: float) -> "Array":
+    """Entmax of any alpha, 1 + `power` (Peters et al. 2019, algorithm 1): tau between -1 and -n^-power."""
+    import numpy as np
+
+    s, blind = _below_the_largest(s, -2 / power)
+    s *= power
+    low, width = np.full_like(s[..., :1], -1), 1 - s.shape[-1] ** -power
+    while width > np.finfo(s.dtype).eps / 8:
+        width /= 2
+        middle = low + width
+        total = (np.maximum(s - middle, 0) ** (1 / power)).sum(axis=-1, keepdims=True)
+        low = np.where(total >= 1, middle, low)
+    p = np.maximum(s - low, 0) ** (1 / power)
+    return p / np.where(blind, 1, p.sum(axis=-1, keepdims=True))  # what is masked has no weight
+
+
+def _normaliser(problem: Problem) -> "Callable[[Array], Array]":
+    mechanism: Any = problem.mechanism
+    if mechanism.name == "entmax":
+        return _entmax if mechanism.alpha == 1.5 else partial(_halved, power=mechanism.alpha - 1)
+    return _sparsemax if mechanism.name == "sparsemax" else _softmax
 
 
 def _gaussian(problem: Problem, q: "Array", extra: "dict[str, Array]") -> "Array":
@@ -250,8 +271,9 @@ def _weighted_passes(
     problem: Problem, q: "Array", k: "Array", v: "Array", extra: "dict[str, Array]", dout: "Array"
 ) -> Passes:
     """As `_weighted`, and its gradients: those of a threshold are in Peters et al. 2019, section 3.2."""
-    forbidden, normalise = _forbidden(problem), _NORMALISERS.get(problem.mechanism.name, _softmax)
-    name = problem.mechanism.name
+    forbidden, normalise = _forbidden(problem), _normaliser(problem)
+    mechanism: Any = problem.mechanism
+    name = mechanism.name
 
     def forward() -> "tuple[Array, ...]":
         import numpy as np
@@ -273,7 +295,8 @@ def _weighted_passes(
         if name == "local-gaussian":
             dq, found = _gaussian_gradients(problem, q, extra, dp * near)
             dp *= _gaussian(problem, q, extra)
-        w = np.sqrt(p) if name == "entmax" else (p > 0).astype(p.dtype) if name == "sparsemax" else p
+        w = (p > 0).astype(p.dtype) if name == "sparsemax" else p
+        w = p ** (2 - mechanism.alpha) if name == "entmax" else w
         total = w.sum(axis=-1, keepdims=True)
         ds = w * (dp - (w * dp).sum(axis=-1, keepdims=True) / np.where(total == 0, 1, total))
         more, dk, others = _score_gradients(problem, q, k, extra, ds)

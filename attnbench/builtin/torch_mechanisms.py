@@ -27,7 +27,7 @@ HALVINGS = {4: 26, 8: 56}
 def attnbench_implementations() -> Iterable[Implementation]:
     yield Implementation(
         name="torch-mechanisms",
-        summary="general, additive, location, linear, local-gaussian, sparsemax and entmax-1.5 in torch; half types in float32",
+        summary="general, additive, location, linear, local-gaussian, sparsemax and entmax in torch; half types in float32",
         capabilities=Capabilities(
             dtypes=frozenset(("float64", "float32", "float16", "bfloat16")),
             devices=frozenset(("cpu", "cuda")),
@@ -82,9 +82,10 @@ def _weighted(problem: Problem, device: "torch.device") -> Attend:
         forbidden = ~problem.mask.allowed(i[:, None], j, sq, sk)  # [Sq, Sk]
         blind = forbidden.all(-1, keepdim=True)  # [Sq, 1], queries that see no key
         blind = blind if blind.any() else None
-    score, power = _SCORES.get(mechanism.name, _scaled), _POWERS.get(mechanism.name)
+    score = _SCORES.get(mechanism.name, _scaled)
+    alpha = 2.0 if mechanism.name == "sparsemax" else getattr(mechanism, "alpha", None)
     position = torch.arange(sk, device=device)
-    thresholded = _thresholded(power) if power else None
+    thresholded = None if alpha is None else _thresholded(1 / (alpha - 1))
 
     def attend(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra: dict[str, torch.Tensor]
@@ -159,12 +160,9 @@ def _centre(q: "torch.Tensor", extra: "dict[str, torch.Tensor]") -> "torch.Tenso
     return torch.sigmoid(place.to(wide))  # [B, Hk, G, Sq, 1]
 
 
-_POWERS = {"sparsemax": 1, "entmax": 2}
-"""1 / (alpha - 1)."""
-
-
-def _thresholded(power: int) -> "Callable[[torch.Tensor], torch.Tensor]":
-    """max(s / power - tau, 0)^power, tau found by halving so that it sums to 1 (Peters et al. 2019, algorithm 1).
+def _thresholded(power: float) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """max(s / power - tau, 0)^power, tau found by halving so that it sums to 1 (Peters et al. 2019, algorithm 1); `power`
+    is 1 / (alpha - 1).
 
     A row of -inf becomes NaN. The gradient is w (g - sum(w g) / sum(w)), w = p^(1 - 1 / power) where p is above 0
     (their section 3.2): halving is not differentiated.
@@ -191,7 +189,7 @@ def _thresholded(power: int) -> "Callable[[torch.Tensor], torch.Tensor]":
         @staticmethod
         def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
             (p,) = ctx.saved_tensors
-            w = p.sqrt() if power == 2 else (p > 0).to(p.dtype)
+            w = (p > 0).to(p.dtype) if power == 1 else p.pow(1 - 1 / power)
             mean = (w * grads[0]).sum(-1, keepdim=True) / w.sum(-1, keepdim=True)
             found: torch.Tensor = w * (grads[0] - mean)
             return found

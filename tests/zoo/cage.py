@@ -55,6 +55,7 @@ SHAPES = {
     "rotary-gradients": "mask=causal modifiers=rotary direction=forward_backward",
     "shared": "mask=causal heads_q=2 heads_kv=1 head_dim_v=48 scale=0.15 shared_kv=true",
     "shared-gradients": "mask=causal heads_q=2 heads_kv=1 head_dim_v=48 shared_kv=true direction=forward_backward",
+    "entmax": "mask=causal mechanism=entmax:alpha=1.25",
     "padded": UNLIKE,
     "packed": UNLIKE + " layout=packed",
     "paged": UNLIKE + " layout=paged:page=16",

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo import appending, cage, defects, layouts, sound
+from zoo import appending, cage, defects, layouts, normalisers, sound
 from zoo.cheats import KNOWN_SEED, MEMBERS, Member
 from zoo.defects import Compute, Defect
 
-DEFECTS = (*defects.DEFECTS, *layouts.DEFECTS, *appending.DEFECTS)
-SOUND = (*sound.SOUND, *layouts.SOUND, *appending.SOUND)
+DEFECTS = (*defects.DEFECTS, *layouts.DEFECTS, *appending.DEFECTS, *normalisers.DEFECTS)
+SOUND = (*sound.SOUND, *layouts.SOUND, *appending.SOUND, *normalisers.SOUND)
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "measuring.md"
 CHEATS = [one for one in MEMBERS if one.statuses != ("ok",)]
