@@ -23,8 +23,6 @@ def computable(problem: Problem) -> str | None:
         return reason
     if problem.stored_apart and (reason := _stored(problem)):
         return reason
-    if problem.appends and problem.stored_apart:
-        return "no reference for appending k and v of a type of their own yet"
     if isinstance(problem.layout, Paged) and problem.direction not in _FORWARD:
         return "no reference for gradients through pages yet"
     if 0 in (problem.uniform or problem.longest):

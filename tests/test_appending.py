@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import appending, cage
 
-from attnbench import Device, Implementation, Inputs, changes, costs, inputs, reference, testing, tokens
+from attnbench import (
+    Device,
+    Implementation,
+    Inputs,
+    changes,
+    costs,
+    inputs,
+    reference,
+    scope,
+    testing,
+    tokens,
+)
 from attnbench.builtin import numpy_textbook, torch_varlen
 from attnbench.errors import ProblemError
 from attnbench.problem import Paged, Problem, parse_layout
@@ -222,6 +233,21 @@ def test_ours_append_and_are_right(name: str, lengths: str) -> None:
         if IMPLEMENTATIONS[name].why_not(problem, CPU) is None:
             assert testing.verdict(IMPLEMENTATIONS[name], problem) is None
             assert testing.verdict(IMPLEMENTATIONS[name], problem, strided=True) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "words", ["kv_dtype=int8 descale=head", "dtype=bfloat16 kv_dtype=float8_e4m3", "modifiers=rotary"]
+)
+def test_what_is_stored_in_another_type_and_what_is_turned_is_appended_too(name: str, words: str) -> None:
+    problem = Problem.parse(f"{RAGGED} heads_q=4 heads_kv=2 head_dim=8 mask=causal {words} {LAYOUT}")
+    ours = IMPLEMENTATIONS[name]
+    if ours.why_not(problem, CPU) is None:
+        assert scope.computable(problem) is None
+        assert testing.verdict(ours, problem, strided=True) is None
+        assert "not in their slots" in (testing.verdict(without(name), problem) or "right")
+    else:
+        assert (name, problem.dtype) == ("numpy-loop", "bfloat16")
 
 
 def test_a_sample_of_a_long_batch_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
