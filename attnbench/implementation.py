@@ -65,7 +65,7 @@ class Inputs:
     k_new: "torch.Tensor | None" = None
     """What the call appends, [Tq, Hk, D], in the order of q; None where it appends nothing."""
     v_new: "torch.Tensor | None" = None
-    """Likewise, [Tq, Hk, Dv]."""
+    """Likewise, [Tq, Hk, Dv]; where `problem.shared_kv`, a view of the first columns of `k_new`."""
 
     @property
     def shared_kv(self) -> bool:
@@ -75,8 +75,8 @@ class Inputs:
     @property
     def tensors(self) -> "tuple[torch.Tensor, ...]":
         """All that are stored: what may be None where it is there, v where k does not hold it."""
-        v = None if self.shared_kv else self.v
-        given = (self.q, self.k, v, self.dout, self.k_new, self.v_new)
+        v, v_new = (None, None) if self.shared_kv else (self.v, self.v_new)
+        given = (self.q, self.k, v, self.dout, self.k_new, v_new)
         there = (tensor for tensor in given if tensor is not None)
         return (*there, *self.extra.values(), *self.index.values())
 

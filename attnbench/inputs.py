@@ -90,7 +90,10 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
         shape = tokens.shape(problem, side, heads, dim, qkv_format)
         return torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=device)
 
-    k = empty(1, hk, d, problem.kv_dtype)
+    k, k_new, v_new = empty(1, hk, d, problem.kv_dtype), None, None
+    if problem.appends:
+        k_new = empty(0, hk, d, problem.kv_dtype)
+        v_new = k_new[..., :dv] if problem.shared_kv else empty(0, hk, dv, problem.kv_dtype)
     inputs = Inputs(
         q=empty(0, hq, d, problem.dtype),
         k=k,
@@ -103,8 +106,8 @@ def make(problem: Problem, *, kind: str, seed: int, device: str, qkv_format: str
             for name, parameter in problem.parameters.items()
         },
         index=tokens.index(problem, device),
-        k_new=empty(0, hk, d, problem.kv_dtype) if problem.appends else None,
-        v_new=empty(0, hk, dv, problem.kv_dtype) if problem.appends else None,
+        k_new=k_new,
+        v_new=v_new,
     )
     overwrite(inputs, problem, kind=kind, seed=seed, qkv_format=qkv_format)
     return inputs
@@ -126,6 +129,7 @@ def strided(problem: Problem, inputs: Inputs, qkv_format: str) -> Inputs:
         dout, k_new, v_new = (
             None if tensor is None else _widened(tensor) for tensor in (dout, inputs.k_new, inputs.v_new)
         )
+        v_new = k_new[..., : problem.head_dim_v] if k_new is not None and problem.shared_kv else v_new
         return Inputs(q=q, k=k, v=v, dout=dout, extra=extra, index=index, k_new=k_new, v_new=v_new)
     heads = [problem.heads_q, problem.heads_kv, problem.heads_kv]
     wide = max(problem.head_dim, problem.head_dim_v) + 8  # a gap of 16 bytes or more
@@ -163,7 +167,8 @@ def spoil(inputs: Inputs, problem: Problem) -> None:
     """Leave what nobody may look at in the slots of tokens that the call appends."""
     if problem.appends:
         at = tokens.appended(problem, inputs.index["block_table"])
-        for name, pages in (("k", inputs.k), ("v", inputs.v)):
+        held = {"k and v": inputs.k} if problem.shared_kv else {"k": inputs.k, "v": inputs.v}
+        for name, pages in held.items():
             junk = torch.linspace(-1, 1, pages.shape[-1], device=pages.device) * JUNK[name]
             elements.bits(pages)[at] = elements.bits(junk.to(pages.dtype))
 

@@ -53,8 +53,6 @@ def _unshared(problem: Problem) -> str | None:
     """What is there only where v is stored apart from k."""
     if problem.stored_apart:
         return "a type of their own"
-    if problem.appends:
-        return "tokens to append"
     if problem.dropout:
         return "dropout"
     return None if isinstance(problem.mechanism, Softmax | Dot) else f"the {problem.mechanism.name} mechanism"

@@ -488,6 +488,7 @@ def _copy(of: Inputs) -> Inputs:
     k = of.k.clone()
     v = k[..., : of.v.shape[-1]] if of.shared_kv else of.v.clone()
     k_new, v_new = (None if new is None else new.clone() for new in (of.k_new, of.v_new))
+    v_new = k_new[..., : of.v.shape[-1]] if k_new is not None and of.shared_kv else v_new
     return Inputs(q=of.q.clone(), k=k, v=v, dout=dout, extra=extra, index=index, k_new=k_new, v_new=v_new)
 
 

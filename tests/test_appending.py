@@ -21,6 +21,7 @@ from attnbench import (
     scope,
     testing,
     tokens,
+    worker,
 )
 from attnbench.builtin import numpy_textbook, torch_varlen
 from attnbench.errors import ProblemError
@@ -149,6 +150,18 @@ def test_the_right_answer_is_that_of_pages_that_hold_all_keys(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+def test_new_values_that_are_keys_too_are_stored_once() -> None:
+    problem = Problem.parse(f"{RAGGED} {HEADS.replace('dim_v=12', 'dim_v=6')} {LAYOUT} shared_kv=true")
+    made = make(problem)
+    for one in (made, inputs.strided(problem, made, "bhsd"), worker._copy(made)):
+        assert one.k_new is not None
+        assert one.v_new is not None
+        assert one.k_new.data_ptr() == one.v_new.data_ptr()
+        assert (one.k_new.shape, one.v_new.shape) == ((12, 2, 8), (12, 2, 6))
+        assert len(one.tensors) == 6
+    assert made.k.abs().max() <= inputs.JUNK["k and v"]
+
+
 @pytest.mark.parametrize("strided", [False, True])
 def test_other_values_are_written_into_the_same_storage(strided: bool) -> None:
     problem = Problem.parse(f"{RAGGED} {HEADS} {LAYOUT}")
@@ -237,9 +250,15 @@ def test_ours_append_and_are_right(name: str, lengths: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "words", ["kv_dtype=int8 descale=head", "dtype=bfloat16 kv_dtype=float8_e4m3", "modifiers=rotary"]
+    "words",
+    [
+        "kv_dtype=int8 descale=head",
+        "dtype=bfloat16 kv_dtype=float8_e4m3",
+        "modifiers=rotary",
+        "head_dim_v=6 shared_kv=true",
+    ],
 )
-def test_what_is_stored_in_another_type_and_what_is_turned_is_appended_too(name: str, words: str) -> None:
+def test_what_is_stored_in_another_type_or_turned_or_shared_is_appended_too(name: str, words: str) -> None:
     problem = Problem.parse(f"{RAGGED} heads_q=4 heads_kv=2 head_dim=8 mask=causal {words} {LAYOUT}")
     ours = IMPLEMENTATIONS[name]
     if ours.why_not(problem, CPU) is None:

@@ -326,7 +326,8 @@ def _prepare_loop(problem: Problem, inputs: Inputs) -> Prepared:
         assert table is not None
         assert inputs.k_new is not None
         assert inputs.v_new is not None
-        for stored, tokens in ((inputs.k, inputs.k_new), (inputs.v, inputs.v_new)):
+        both = ((inputs.k, inputs.k_new), (inputs.v, inputs.v_new))
+        for stored, tokens in both[:1] if problem.shared_kv else both:
             pages, new = (t.view(torch.uint8).numpy() for t in (stored, tokens))
             for b, (sq, sk) in enumerate(problem.sequences):
                 at = np.arange(sk - sq, sk)

@@ -294,13 +294,16 @@ def _appending(problem: Problem, inputs: Inputs, ready: Prepared) -> Prepared:
         for t in (inputs.k, inputs.v, inputs.k_new, inputs.v_new)
     ]
     k, v, k_new, v_new = stored
+    shared = problem.shared_kv
     member = torch.cat([torch.full((sq,), b) for b, (sq, _) in enumerate(problem.sequences)])
     place = torch.cat([torch.arange(sk - sq, sk) for sq, sk in problem.sequences])
     column, offset, member = (t.to(table.device) for t in (place // page, place % page, member))
 
     def step() -> "torch.Tensor":
         at = table[member, column], offset
-        k[at], v[at] = k_new, v_new
+        k[at] = k_new
+        if not shared:
+            v[at] = v_new
         out: torch.Tensor = ready.step()
         return out
 
