@@ -287,7 +287,17 @@ PICKED = {
 """Problems for those that the whole grid would take too long, or that refuse most of it."""
 
 
-@pytest.mark.parametrize(("name", "text"), [(name, text) for name in PICKED for text in PICKED[name]])
+def _picked() -> list[Any]:
+    """Compiling takes seconds: every second of such problems is left to `.ci/full`."""
+    compiled = ("torch-flex", "torch-compile-naive")
+    return [
+        pytest.param(name, text, marks=[pytest.mark.full] * (name in compiled and at % 2))
+        for name, several in PICKED.items()
+        for at, text in enumerate(several)
+    ]
+
+
+@pytest.mark.parametrize(("name", "text"), _picked())
 def test_picked_problems_are_right(name: str, text: str) -> None:
     problem = Problem.parse(text)
     assert IMPLEMENTATIONS[name].why_not(problem, CPU) is None

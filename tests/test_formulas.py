@@ -336,9 +336,9 @@ def test_implementations_of_entmax_take_any_alpha(alpha: float) -> None:
 # ---------------------------------------------------------------- implementations
 
 SHAPES = (
-    "batch=2 seqlen=70 heads_q=4 heads_kv=2 head_dim=16 head_dim_v=12",
-    "seqlen_q=33 seqlen_kv=150 heads=3 head_dim=8",
-    "seqlen_q=150 seqlen_kv=33 heads=2 head_dim=8",
+    "batch=2 seqlen=40 heads_q=4 heads_kv=2 head_dim=16 head_dim_v=12",
+    "seqlen_q=17 seqlen_kv=70 heads=3 head_dim=8",
+    "seqlen_q=70 seqlen_kv=17 heads=2 head_dim=8",
 )
 COMPUTED = {
     "numpy": ("dot",),
@@ -381,7 +381,7 @@ def test_implementations_of_modifiers_are_right(modifiers: str, dtype: str) -> N
         SHAPES,
         ("full", "causal", "window:left=9:right=3"),
     ):
-        for direction in ("forward", "forward_backward"):
+        for direction in ("forward", "forward_backward")[mask != "full" :]:
             if "rotary" in modifiers:  # with 8 coordinates another key may score what the heavy one does
                 shape = shape.replace("head_dim=8", "head_dim=32")
             text = f"{shape} dtype={dtype} mask={mask} modifiers={modifiers} direction={direction}"
