@@ -26,6 +26,7 @@ from attnbench.problem import (
     DType,
     Linear,
     Mask,
+    Paged,
     Parameter,
     Problem,
     Sequences,
@@ -661,16 +662,27 @@ def mask_dout(inputs: Inputs, problem: Problem, sample: Sample, qkv_format: str)
         tokens.put(inputs.dout, dout, problem, 0, qkv_format)
 
 
-def gapless(tensors: tuple[Tensor, ...], problem: Problem, qkv_format: str) -> tuple[Tensor, ...]:
-    """A call's outputs without what stands in the padding of a batch, of which nothing is promised."""
-    if problem.uniform is not None or not isinstance(problem.layout, Dense):
+def gapless(
+    tensors: tuple[Tensor, ...], problem: Problem, qkv_format: str, table: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """A call's outputs without what stands in the padding of a batch, or behind the last key in its pages by a block `table`,
+    of which nothing is promised."""
+    padded = problem.uniform is None and isinstance(problem.layout, Dense)
+    if not (padded or isinstance(problem.layout, Paged)):
         return tensors
     named = zip(token_outputs(problem), tensors, strict=True)
-    return tuple(tokens.take(t.detach(), problem, SIDES[name], qkv_format) for name, t in named)
+    return tuple(tokens.take(t.detach(), problem, SIDES[name], qkv_format, table) for name, t in named)
 
 
-def pick(tensors: tuple[Tensor, ...], problem: Problem, sample: Sample, qkv_format: str) -> dict[str, Tensor]:
-    """The sampled parts of a call's outputs, contiguous in CPU memory and of their own dtype.
+def pick(
+    tensors: tuple[Tensor, ...],
+    problem: Problem,
+    sample: Sample,
+    qkv_format: str,
+    table: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The sampled parts of a call's outputs, contiguous in CPU memory and of their own dtype; gradients of pages by the block
+    `table`.
 
     `out` [G, Hq/Hk, R, Dv], `dq` [G, Hq/Hk, R, D], `dk` [G, Sk, D], `dv` [G, Sk, Dv], and `d<name>` of each
     parameter that is learned, as `Sample.parameter` has it.
@@ -681,7 +693,7 @@ def pick(tensors: tuple[Tensor, ...], problem: Problem, sample: Sample, qkv_form
             found[name] = sample.parameter(name[1:], tensor.detach()).cpu().contiguous()
             continue
         part = sample.keys if SIDES[name] else sample.queries
-        taken = tokens.take(tensor.detach(), problem, SIDES[name], qkv_format)
+        taken = tokens.take(tensor.detach(), problem, SIDES[name], qkv_format, table)
         found[name] = part(taken).cpu().contiguous()
     return found
 

@@ -9,7 +9,6 @@ from attnbench.problem import (
     Entmax,
     Full,
     Linear,
-    Paged,
     Problem,
     Softmax,
 )
@@ -23,8 +22,8 @@ def computable(problem: Problem) -> str | None:
         return reason
     if problem.stored_apart and (reason := _stored(problem)):
         return reason
-    if isinstance(problem.layout, Paged) and problem.direction not in _FORWARD:
-        return "no reference for gradients through pages yet"
+    if problem.appends and problem.direction not in _FORWARD:
+        return "no gradients of a call that appends: it changes what they are taken of"
     if 0 in (problem.uniform or problem.longest):
         return "no reference for batches without queries or keys yet"
     if (problem.uniform is None or not isinstance(problem.layout, Dense)) and (beyond := _beyond(problem)):

@@ -71,7 +71,7 @@ def verdict(
             return found
         if reason := changes.broken(given, of, promised):
             return reason
-        actual = inputs.pick(found, of, sample, form)
+        actual = inputs.pick(found, of, sample, form, given.index.get("block_table"))
         if prepared.lse:
             lse = verify.inspect_lse(prepared.lse(raw), of, device)
             if isinstance(lse, str):

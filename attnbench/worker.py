@@ -456,18 +456,20 @@ class Job:
 
     def _promised(self, raw: Any) -> tuple[torch.Tensor, ...]:
         """As `_found`, without what may be anything."""
-        return inputs.gapless(self._found(raw), self.problem, self.implementation.qkv_format)
+        table = self.inputs.index.get("block_table")
+        return inputs.gapless(self._found(raw), self.problem, self.implementation.qkv_format, table)
 
     def _output(self, name: str, raw: Any) -> str:
         """Write what the judge needs of an output to a file. Raises `WrongError` where it breaks the contract."""
         found, form = self._found(raw), self.implementation.qkv_format
+        table = self.inputs.index.get("block_table")
         with self._one_thread():
-            parts = inputs.gapless(found, self.problem, form)
+            parts = inputs.gapless(found, self.problem, form, table)
             for part, tensor in zip(inputs.outputs(self.problem), parts, strict=True):
                 # the judge sees no more than the sample
                 if self.sample.share < 1 and not bool(tensor.isfinite().all()):
                     raise WrongError(f"{part}: not everywhere finite")
-            picked = inputs.pick(found, self.problem, self.sample, form)
+            picked = inputs.pick(found, self.problem, self.sample, form, table)
         if name == "timed" and self.sample.share < 1:  # sums of the timed call, such as dk, saw all of dout
             picked = {key: value for key, value in picked.items() if key in ("out", "dq")}
         if self.prepared.lse:

@@ -74,6 +74,7 @@ AXES = {
         "requests=2q33s80_1q1s96 modifiers=rotary",
         "layout=packed modifiers=rotary direction=backward",
         "layout=paged modifiers=rotary",
+        "layout=paged direction=forward_backward",
     ],
     "Directions": [
         *named("direction", Direction),

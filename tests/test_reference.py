@@ -281,9 +281,10 @@ def test_size_is_the_norm_without_cancellation() -> None:
         ("mask=full layout=paged kv_dtype=int8", None),
         ("mask=full layout=packed direction=backward", None),
         ("mask=full layout=paged", None),
+        ("mask=full layout=paged direction=backward", None),
         (
-            "mask=full layout=paged direction=backward",
-            "no reference for gradients through pages yet",
+            "mask=full layout=paged:append=1 direction=backward",
+            "no gradients of a call that appends: it changes what they are taken of",
         ),
         ("mask=full layout=paged modifiers=rotary", None),
         ("mask=full dropout=0.1", None),

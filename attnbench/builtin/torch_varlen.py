@@ -90,8 +90,6 @@ def _objection(problem: Problem, device: Device) -> str | None:
 def _nothing_unlike(problem: Problem, device: Device) -> str | None:
     if problem.uniform is not None and problem.layout.name == "dense":
         return "a dense batch of equal lengths is torch-sdpa's"
-    if problem.layout.name == "paged" and problem.direction.value not in ("forward", "inference"):
-        return "no gradients through pages"
     return None
 
 
