@@ -193,7 +193,7 @@ def test_a_pattern_is_the_same_on_every_machine() -> None:
         ("uniform:count=0:longest=3", "count of uniform must be at least 1, got 0", None),
         ("uniform:count=70000:longest=3", "count of uniform must be at most 65536, got 70000", None),
         ("skewed:count=3:longest=3:empty=3", "empty of skewed must be below its count, got 3", None),
-        ("skewed:count=3:longest=1k", "longest of skewed must be a number, got '1k'", None),
+        ("skewed:count=3:longest=1k", "longest of skewed must be a whole number, got '1k'", None),
     ],
 )
 def test_a_pattern_that_cannot_be_is_refused(text: str, message: str, hint: str | None) -> None:

@@ -141,7 +141,8 @@ def test_batch_grammar_points_at_the_character(text: str, place: int) -> None:
         ({"requests": "999999999q1"}, "requests: a batch has at most 65,536 members, got 999,999,999", None),
         ({"mask": "casual"}, "unknown mask `casual`", "did you mean `causal`?"),
         ({"mask": "window:lefft=3"}, "mask `window` has no `lefft`", "did you mean `left`?"),
-        ({"mask": "window:left=x"}, "left of window must be a number, got 'x'", None),
+        ({"mask": "full:3"}, "mask `full` has no `3`", "it takes no numbers"),
+        ({"mask": "window:left=x"}, "left of window must be a whole number, got 'x'", None),
         ({"mask": "chunked"}, "mask `chunked` needs `size`", "write chunked:size=16"),
         ({"mask": "block-sparse:density=1.5"}, "density of block-sparse must be at most 1, got 1.5", None),
         (
@@ -170,6 +171,23 @@ def test_impossible_problems_cannot_be_built(
     assert caught.value.message == message
     if hint:
         assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("mask=block-sparse:density=0.12345678:block=16", "modifiers=softcap:cap=30.000004"),
+        *(
+            "mechanism=entmax:alpha=1.0000001",
+            "modifiers=sinks+softcap:cap=1e16",
+            "modifiers=rotary:base=1000000",
+        ),
+    ],
+)
+def test_numbers_keep_all_their_digits_in_a_text(text: str) -> None:
+    one = Problem.parse(f"seqlen=4 heads=2 head_dim=16 {text}")
+    assert text.partition("=")[2] in one.text
+    assert Problem.parse(one.text) == one
 
 
 def test_two_keys_that_say_the_same_thing_are_refused() -> None:

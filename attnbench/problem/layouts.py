@@ -34,7 +34,7 @@ class Paged(Layout):
     """
 
     name = "paged"
-    page: int = bounded(default=16)
+    page: int = bounded(1, 65536, default=16)
     append: int = bounded(0, 1, default=0)
 
 

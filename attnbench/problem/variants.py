@@ -47,7 +47,8 @@ def _variant_text(variant: Variant) -> str:
     for field in dataclasses.fields(variant):
         value = getattr(variant, field.name)
         if value != field.default:
-            parts.append(f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}")
+            digits = str(value).removesuffix(".0").replace("e+", "e")  # a plus joins modifiers
+            parts.append(f"{field.name}={digits}")
     return ":".join(parts)
 
 
@@ -83,13 +84,15 @@ def parse_variant(text: str, known: Mapping[str, type[Variant]], what: str) -> V
         if not equals:  # `window:1023:0` gives the fields in their order
             key = list(fields)[place] if place < len(fields) else part
         if key not in fields:
-            raise ProblemError(f"{what} `{name}` has no `{key}`", hint=suggestion(key, fields))
+            hint = suggestion(key, fields) if fields else "it takes no numbers"
+            raise ProblemError(f"{what} `{name}` has no `{key}`", hint=hint)
         if key in values:
             raise ProblemError(f"{what} `{name}` is given `{key}` twice")
         try:
             values[key] = float(number) if fields[key].type is float else int(number)
         except ValueError:
-            raise ProblemError(f"{key} of {name} must be a number, got {number!r}") from None
+            kind = "a number" if fields[key].type is float else "a whole number"
+            raise ProblemError(f"{key} of {name} must be {kind}, got {number!r}") from None
     missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise ProblemError(f"{what} `{name}` needs `{missing[0]}`", hint=f"write {name}:{missing[0]}=16")
