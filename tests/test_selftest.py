@@ -154,6 +154,7 @@ def test_the_resume_drill_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [check.passed for check in resume.checks(Paper(row), quick=True)] == [True, True]
 
 
+@pytest.mark.full
 def test_rows_lost_and_processes_left_are_found_by_the_resume_drill(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
