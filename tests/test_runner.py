@@ -191,7 +191,7 @@ def attnbench_implementations():
     yield record("no-memory", no_memory)
     yield record("hole", with_a_hole)
     yield record("patches-time", fused, patch_time)
-    yield record("slow-clock", fused, lambda: patch_clocks(0.05))
+    yield record("slow-clock", fused, lambda: patch_clocks(0.01))
     yield record("fast-clock", fused, lambda: patch_clocks(100))
     yield record("stopped-clock", fused, lambda: patch_clocks(0))
     yield record("spoils-copies", spoils)
