@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,15 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the peaks that the user keeps."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and wait for them where another process is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_configure() -> None:

@@ -1,7 +1,6 @@
 """New k and v that a call writes into pages: from the text of the layout to the verdict."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -27,6 +26,7 @@ from attnbench.builtin import numpy_textbook, torch_varlen
 from attnbench.errors import ProblemError
 from attnbench.problem import Paged, Problem, parse_layout
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = Device(kind="cpu")
 IMPLEMENTATIONS = {
     one.name: one for module in (numpy_textbook, torch_varlen) for one in module.attnbench_implementations()
@@ -35,14 +35,6 @@ NAMES = ("torch-loop", "torch-padded", "numpy-loop")
 HEADS = "heads_q=4 heads_kv=2 head_dim=8 head_dim_v=12"
 RAGGED = "requests=1q3s37_1q0s5_2q1s40_1q7"
 LAYOUT = "layout=paged:page=4:append=1"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(problem: Problem, kind: str = "normal") -> Inputs:

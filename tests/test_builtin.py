@@ -40,7 +40,10 @@ IMPLEMENTATIONS = {
     for implementation in module.attnbench_implementations()
 }
 # Inductor's first import runs code of torch's that is deprecated in torch.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 GENERAL = ("numpy", "torch-naive", "torch-chunked", "torch-sdpa", "torch-sdpa-math", "torch-sdpa-flash")
 """Those that compute nearly every problem of the grid, and at once; the others have problems of their own."""
 COMPILED = ("torch-compile-naive", "torch-flex")
@@ -78,15 +81,6 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, and wait for them where another process is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def formed(inputs: Inputs, form: str) -> Inputs:

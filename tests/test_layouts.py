@@ -1,6 +1,5 @@
 """Batches whose members differ in length, and those that are packed or lie in pages: from their inputs to the verdict."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,6 +15,7 @@ from attnbench import Device, Implementation, Inputs, Prepared, costs, inputs, r
 from attnbench.builtin import numpy_textbook, torch_varlen
 from attnbench.problem import Packed, Paged, Problem
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = Device(kind="cpu")
 IMPLEMENTATIONS = {
     one.name: one for module in (numpy_textbook, torch_varlen) for one in module.attnbench_implementations()
@@ -31,14 +31,6 @@ MASKS = (
     "document:count=3*causal",
     "tree:width=2:depth=1",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(problem: Problem, kind: str = "normal", form: str = "bhsd") -> Inputs:
