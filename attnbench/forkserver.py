@@ -190,6 +190,7 @@ class _Server:
             self.scratch = message["scratch"]
             return
         if "load" in message:
+            os.environ.update(message["env"])
             for name in message["load"]:
                 with contextlib.suppress(Exception):  # the child that needs it tells why
                     importlib.import_module(name)
@@ -475,10 +476,10 @@ class ForkServer:
         self.wait()
         self._tell({"scratch": scratch})
 
-    def load(self, modules: Sequence[str]) -> None:
-        """Have the server import further modules before the next `start`; does not wait for it."""
+    def load(self, modules: Sequence[str], env: Mapping[str, str]) -> None:
+        """Have the server import further modules, with `env` set, before the next `start`; does not wait for it."""
         self.wait()
-        self._tell({"load": list(modules)})
+        self._tell({"load": list(modules), "env": dict(env)})
 
     def _tell(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         try:

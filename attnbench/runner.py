@@ -212,7 +212,8 @@ class Runner:
         )
 
     def _preload(self) -> None:
-        """Have the servers import what takes each process of the jobs that are left long."""
+        """Have the servers import what takes each process of the jobs that are left long, and compile into caches of
+        the run's."""
         found = self.registry.implementations
         names = {
             job.cell.implementation.removesuffix(SUFFIX)
@@ -220,9 +221,10 @@ class Runner:
             if job.cell.key not in self.done
         }
         modules = dict.fromkeys(m for name in sorted(names & found.keys()) for m in found[name].preload)
-        if modules:
-            for server in dict.fromkeys(s for side in self._sides for s in (side.patient, side.server)):
-                server.load(list(modules))
+        cache = self.folder.resolve() / CACHE  # what the canary has compiled, launches need not compile
+        env = {"TORCHINDUCTOR_CACHE_DIR": cache / "torchinductor", "TRITON_CACHE_DIR": cache / "triton"}
+        for server in dict.fromkeys(s for side in self._sides for s in (side.patient, side.server)):
+            server.load(list(modules), {name: os.environ.get(name, str(path)) for name, path in env.items()})
 
     def _rows(self) -> Iterator[Result]:
         for planned in self.plan.cells:
@@ -354,7 +356,6 @@ class Runner:
             "memory_bytes": self._limit(device),
             "batch_invariance": self.suite.verify.batch_invariance,
             "folder": self._scratch,
-            "cache": str(self.folder.resolve() / CACHE),
         }
 
     def _row(self, job: Planned, end: _EndError, found: Candidate | None = None) -> Result:

@@ -122,8 +122,6 @@ class Job:
         self.folder: str = message["folder"]
         self.threads: int = message["threads"]
         self._confine(message["memory_bytes"], self.threads)
-        for compiler in ("TORCHINDUCTOR", "TRITON"):  # what the canary compiled, launches need not compile
-            os.environ.setdefault(f"{compiler}_CACHE_DIR", os.path.join(message["cache"], compiler.lower()))
         self.implementation: Implementation = plugins.load(message["target"])[message["implementation"]]
         self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
         self.inputs: Inputs = inputs.make(

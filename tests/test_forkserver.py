@@ -49,13 +49,14 @@ def test_a_message_longer_than_a_socket_buffer_arrives_whole(server: ForkServer)
         assert child.ask({"text": long}, 10)["echo"]["text"] == long
 
 
-def test_a_server_loads_further_modules_and_passes_over_those_that_fail() -> None:
+def test_a_server_sets_variables_and_loads_further_modules_and_passes_over_those_that_fail() -> None:
+    question = {"module": "wave", "variable": "TO_BE_SEEN"}
     with ForkServer(["entries"], env={"PYTHONPATH": str(ENTRIES)}) as server:
         with running(server, "entries:loaded") as child:
-            assert not child.ask({"module": "wave"}, 5)["loaded"]
-        server.load(["no_such_module", "wave"])
+            assert child.ask(question, 5) == {"loaded": False, "value": None}
+        server.load(["no_such_module", "wave"], {"TO_BE_SEEN": "here"})
         with running(server, "entries:loaded") as child:
-            assert child.ask({"module": "wave"}, 5)["loaded"]
+            assert child.ask(question, 5) == {"loaded": True, "value": "here"}
 
 
 def test_a_paused_child_does_not_answer_until_it_is_resumed(server: ForkServer) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch.nn.attention.flex_attention import BlockMask
 
-_PRELOAD = ("torch._inductor.compile_fx", "torch.nn.attention.flex_attention")
+_PRELOAD = ("attnbench.builtin.inductor",)
 
 
 @hookimpl
@@ -59,7 +59,7 @@ def attnbench_implementations() -> Iterable[Implementation]:
         capabilities=_capabilities("float64", "float32", "float16", "bfloat16"),
         prepare=_prepare_flex_eager,
         requires=("torch",),
-        preload=_PRELOAD,
+        preload=("torch._inductor.compile_fx", "torch.nn.attention.flex_attention"),
         qkv_format="bhsd",
         objection=_flex_eager_objection,
         unavailable=_disabled,
@@ -139,11 +139,16 @@ def _program(
 
 
 def _compiled(
-    make: "Callable[[Problem, torch.device], Callable[..., torch.Tensor]]", problem: Problem, inputs: Inputs
+    make: "Callable[[Problem, torch.device], Callable[..., torch.Tensor]]",
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    rewrites: bool = False,
 ) -> tuple[Prepared, dict[str, int]]:
     """The compiled function prepared and called once, and Inductor's counts of when that was done first.
 
-    Raises RuntimeError where nothing was compiled all the same (`TORCH_COMPILE_DISABLE=1`).
+    `rewrites` has them hold the rewriting to SDPA: an entry of AOTAutograd's cache would skip that pass, and with
+    it the count. Raises RuntimeError where nothing was compiled all the same (`TORCH_COMPILE_DISABLE=1`).
     """
     import torch._functorch.config
     import torch._inductor.config
@@ -154,8 +159,7 @@ def _compiled(
         return differentiable(program.attend, problem, inputs), program.counts
     counters.clear()
     with (
-        # An entry of AOTAutograd's cache would skip the pass that rewrites to SDPA, and with it the count.
-        torch._functorch.config.patch(enable_autograd_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=not rewrites),
         torch._inductor.config.patch(compile_threads=1),  # more are processes, which would outlive the job
     ):
         prepared = differentiable(program.attend, problem, inputs)
@@ -167,7 +171,7 @@ def _compiled(
 
 
 def _prepare_naive(problem: Problem, inputs: Inputs) -> Prepared:
-    prepared, counts = _compiled(_naive, problem, inputs)
+    prepared, counts = _compiled(_naive, problem, inputs, rewrites=True)
     kernel = "inductor: rewritten to sdpa" if counts.get("fuse_attention") else "inductor"
     return replace(prepared, kernel=kernel)
 

@@ -16,7 +16,8 @@ def echo(channel: Any) -> None:
 
 def loaded(channel: Any) -> None:
     while (message := channel.receive()) is not None:
-        channel.send({"loaded": message["module"] in sys.modules})
+        value = os.environ.get(message["variable"])
+        channel.send({"loaded": message["module"] in sys.modules, "value": value})
 
 
 def leave(channel: Any) -> None:
