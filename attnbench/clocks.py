@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from attnbench.implementation import Step
 
+FASTEST_S = 50e-9
+"""No call of a Python function takes less, whatever the job's clock says."""
 SAMPLE_S = 50e-6
 """A shorter call is repeated within a sample until the sample is at least this long."""
 BLOCK_S = 20e-3
@@ -42,7 +44,7 @@ def pace(call_s: float, budget_s: float, rest_s: float = 0.0) -> Pace:
 
     Where something takes `rest_s` before every sample, so that it meets an empty cache, a sample is one call.
     """
-    call_s = max(call_s, 1e-9)
+    call_s = max(call_s, FASTEST_S)
     inner = math.ceil(SAMPLE_S / call_s) if call_s < SAMPLE_S and not rest_s else 1
     if call_s * SLOW > budget_s:
         return Pace(inner=1, samples=1, warm=0)

@@ -1,5 +1,6 @@
 """Batches whose members differ in length, and those that are packed or lie in pages: from their inputs to the verdict."""
 
+import random
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -250,7 +251,7 @@ def test_the_oracle_computes_each_member_as_if_it_were_alone(
 
 @cache
 def problems(name: str) -> tuple[Problem, ...]:
-    """Of each layout that it takes."""
+    """Of each layout that it takes, shuffled, so that either half has all masks and types."""
     found = []
     for lengths in (RAGGED, "batch=3 seqlen_q=3 seqlen_kv=6", "batch=2 seqlen=8", "requests=3q1s20_2q1s33"):
         for layout in LAYOUTS:
@@ -265,13 +266,15 @@ def problems(name: str) -> tuple[Problem, ...]:
                     problem = Problem.parse(f"{lengths} {HEADS} mask={mask} layout={layout} {more}")
                     if IMPLEMENTATIONS[name].why_not(problem, CPU) is None:
                         found.append(problem)
+    random.Random(0).shuffle(found)
     return tuple(found)
 
 
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize(("name", "count"), [("numpy-loop", 60), ("torch-loop", 156), ("torch-padded", 156)])
-def test_what_the_capabilities_allow_runs_and_is_right(name: str, count: int) -> None:
+def test_what_the_capabilities_allow_runs_and_is_right(name: str, count: int, part: int) -> None:
     assert len(problems(name)) == count
-    for problem in problems(name):
+    for problem in problems(name)[part::2]:
         assert testing.verdict(IMPLEMENTATIONS[name], problem) is None, problem.text
 
 

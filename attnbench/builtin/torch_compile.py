@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch.nn.attention.flex_attention import BlockMask
 
-_PRELOAD = ("attnbench.builtin.inductor",)
+_PRELOAD = ("attnbench.builtin._inductor",)
 
 
 @hookimpl
