@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from random import Random
 from typing import Any
 
 DISTRIBUTIONS = ("attnbench", "torch", "numpy", "pluggy", "pandas", "scipy")
@@ -106,6 +107,26 @@ def available_cores(root: Path = _ROOT) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(root)
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def place(threads: int, random: Random, root: Path = _ROOT) -> list[int]:
+    """So many neighbouring cores of those that this process may use, drawn by lot; empty where there are fewer.
+
+    A core is the first of the logical processors that share it.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    first: dict[str, int] = {}
+    for number in sorted(os.sched_getaffinity(0)):
+        first.setdefault(
+            _read(root / _CPU / f"cpu{number}/topology/thread_siblings_list") or str(number), number
+        )
+    package = {
+        n: _number(_read(root / _CPU / f"cpu{n}/topology/physical_package_id")) or 0 for n in first.values()
+    }
+    cores = sorted(package, key=lambda number: (package[number], number))
+    start = random.randrange(max(len(cores) - threads, 0) + 1)
+    return cores[start : start + threads] if threads <= len(cores) else []
 
 
 def last_level_cache(threads: int, root: Path = _ROOT) -> int | None:

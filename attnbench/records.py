@@ -8,7 +8,7 @@ from typing import Any
 
 from attnbench.problem import Direction
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever a number of one version may not be compared with one of another."""
 
 

@@ -533,11 +533,13 @@ class Runner:
                 break
             for cohort in cohorts:
                 racing = [c for c in cohort if c.planned.cell.key not in ended]
+                threads = cohort[0].planned.cell.threads
+                cores = environment.place(threads, self._random) if device.kind == "cpu" else []
                 self._random.shuffle(racing)
                 for candidate in list(racing):
                     candidate.course.begin(launch)
                     with self._catch(candidate, racing, ended):
-                        self._launch(candidate, device)
+                        self._launch(candidate, device, cores)
                 active = list(racing)
                 while active:
                     self._random.shuffle(active)
@@ -568,7 +570,7 @@ class Runner:
             if candidate in racing:
                 racing.remove(candidate)
 
-    def _launch(self, candidate: Candidate, device: Device) -> None:
+    def _launch(self, candidate: Candidate, device: Device, cores: list[int]) -> None:
         job = candidate.planned
         self._say(f"timing {job.cell.implementation} on {job.cell.problem}")
         candidate.child = self._side(job.cell).server.start(WORKER)
@@ -576,7 +578,7 @@ class Runner:
         answer = self._ask(
             candidate.child,
             self._message("ready", job, device)
-            | {"copies": caching.copies, "flush_bytes": caching.flush_bytes},
+            | {"copies": caching.copies, "flush_bytes": caching.flush_bytes, "cores": cores},
             "before it was timed",
         )
         candidate.child.pause()

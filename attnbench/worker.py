@@ -12,7 +12,7 @@ import math
 import os
 import resource
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -62,6 +62,8 @@ _SAVED_S = 20e-6
 """... and by more than this remembers answers."""
 _REPEATED, _REPEATED_S = 256, 0.5
 """Calls between those of a pair, and their time, at the most: it may remember only what comes often."""
+_HARD = resource.getrlimit(resource.RLIMIT_DATA)[1]
+"""Negative where there is none."""
 _WORK_S = 5e-3
 """Between two looks at the energy counter."""
 
@@ -83,6 +85,7 @@ def serve(channel: Channel) -> None:
                 job = Job(message)
             answer = getattr(job, message["op"])(message)
         except BaseException as error:  # SystemExit and KeyboardInterrupt of a plugin are rows too
+            resource.setrlimit(resource.RLIMIT_DATA, (_HARD, _HARD))  # telling takes memory too
             status, reason = explain(error)
             traceback.print_exception(error)
             answer = {"status": status, "reason": reason}
@@ -112,6 +115,12 @@ def explain(error: BaseException) -> tuple[Status, str]:
     return Status.FAILED, f"{type(error).__name__}: {text or 'no message'} ({place})"
 
 
+def stay(cores: Collection[int]) -> None:
+    """Keep this process, and the threads that it will start, on these cores; anywhere where there are none."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
 class Job:
     """The implementation under test with its inputs, and the operations that the runner may ask for."""
 
@@ -121,6 +130,7 @@ class Job:
         self.seed: int = message["seed"]
         self.folder: str = message["folder"]
         self.threads: int = message["threads"]
+        stay(message.get("cores", []))
         self._confine(message["memory_bytes"], self.threads)
         self.implementation: Implementation = plugins.load(message["target"])[message["implementation"]]
         self.sample = inputs.sample(self.problem, work=message["work"], seed=self.seed)
@@ -148,7 +158,8 @@ class Job:
                 score.write("1000")  # if the kernel must kill something, then this
             with open("/proc/self/statm") as statm:
                 used = int(statm.read().split()[5]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_DATA, (used + memory_bytes, used + memory_bytes))
+            limit = used + memory_bytes
+            resource.setrlimit(resource.RLIMIT_DATA, (limit if _HARD < 0 else min(limit, _HARD), _HARD))
         else:
             torch.cuda.set_device(self.device)  # events are recorded on the current device
             total = torch.cuda.get_device_properties(self.device).total_memory

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from attnbench.environment import (
     available_memory,
     describe,
     last_level_cache,
+    place,
     scrub,
     source_hash,
     torch_facts,
@@ -246,6 +248,36 @@ def test_a_quota_above_the_affinity_does_not_add_cores(tmp_path: Path) -> None:
     root = write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "900000000 100000\n"})
 
     assert available_cores(root) == len(os.sched_getaffinity(0))
+
+
+def test_neighbouring_cores_are_drawn_one_processor_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two packages of three cores of two processors, of which the first core of either is not ours."""
+    topology = "sys/devices/system/cpu/cpu{}/topology/{}".format
+    for number in range(12):
+        core = number % 6
+        write(
+            tmp_path,
+            {
+                topology(number, "thread_siblings_list"): f"{core},{core + 6}\n",
+                topology(number, "physical_package_id"): f"{core % 2}\n",
+            },
+        )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 4, 5, 8, 9, 10, 11})
+    drawn = {tuple(place(2, Random(seed), tmp_path)) for seed in range(50)}
+    assert drawn == {(2, 4), (4, 3), (3, 5)}
+    assert place(4, Random(0), tmp_path) == [2, 4, 3, 5]
+    assert place(5, Random(0), tmp_path) == []
+
+
+def test_where_nothing_tells_which_processors_share_a_core_each_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3})
+    assert place(2, Random(0), tmp_path) == [3, 7]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert place(1, Random(0), tmp_path) == []
 
 
 def test_what_is_free_on_the_machine_bounds_a_generous_group(tmp_path: Path) -> None:

@@ -530,7 +530,7 @@ def test_rows_of_two_protocols_are_no_run(tmp_path: Path) -> None:
     second[header.index("protocol_version")] = "1"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, first, second])
-    with pytest.raises(ResultsError, match="column `protocol_version` has both 2 and 1"):
+    with pytest.raises(ResultsError, match="column `protocol_version` has both 3 and 1"):
         results.load(path)
 
 

@@ -61,6 +61,7 @@ def tires(channel):
 """
 
 PLUGIN = """
+import os
 import random
 import time
 
@@ -112,6 +113,13 @@ def kept(inputs):
     if key not in outputs:
         outputs[key] = fused(inputs)
     return outputs[key]
+
+
+def placed(inputs):
+    cores = os.sched_getaffinity(0)
+    if len(cores) == 1:  # while it is timed
+        raise RuntimeError(f"on {cores}")
+    return fused(inputs)
 
 
 def with_a_hole(inputs):
@@ -196,6 +204,8 @@ def attnbench_implementations():
     yield record("stopped-clock", fused, lambda: patch_clocks(0))
     yield record("spoils-copies", spoils)
     yield record("noisy", lambda inputs: time.sleep(random.uniform(5e-3, 15e-3)) or fused(inputs))
+    yield record("placed-a", placed)
+    yield record("placed-b", placed)
     yield record("sleeps", lambda inputs: time.sleep(30))
     yield record("waits", waiting)
     yield record("once", kept)
@@ -652,6 +662,28 @@ def test_a_plugin_that_patches_the_time_module_changes_nothing(make: Make) -> No
     assert set(ends(rows).values()) == {(Status.OK, "")}
     patched, honest = (row.timing.median_s if row.timing else 0.0 for row in rows)
     assert 1 / 10 < patched / honest < 10  # it would be a hundredth
+
+
+def test_a_limit_that_leaves_no_memory_to_tell_of_it_is_told_of(make: Make) -> None:
+    found = make("good-a")
+    found._memory = 1024
+    (row,) = found.run()
+    assert row.status is Status.OUT_OF_MEMORY
+    assert row.reason.endswith("(limit 1.00 KiB)")
+
+
+# ---------------------------------------------------------------- where a launch works
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+def test_all_that_is_timed_by_turns_stays_on_the_same_cores_of_a_lot(make: Make) -> None:
+    rows = make("placed-a", "placed-b", lengths="[16, 24, 32, 40, 48, 56, 64, 72]").run()
+    found = {(row.cell.problem, row.reason) for row in rows}
+    assert {row.status for row in rows} == {Status.FAILED}
+    assert len(found) == len({problem for problem, _ in found}) == 8
+    places = {reason.partition(" (")[0] for _, reason in found}
+    assert places <= {f"RuntimeError: on {{{core}}}" for core in os.sched_getaffinity(0)}
+    assert len(places) > 1
 
 
 # ---------------------------------------------------------------- limits of the device

@@ -346,6 +346,8 @@ def nobody_busy(monkeypatch: pytest.MonkeyPatch) -> None:
         ((1, 1.2, 26, 1), "ABCA", True),
         ((1, 1, 1.1, 1), ("A", "A", "", "A"), False),
         ((1, 1.02, 1, 1.02), "AAAA", True),
+        ((1, 1.5, 26, 1.2), "ABCB", True),  # not steady alone, but nothing is told under load without a grade
+        ((1, 1.5, 26, 1.2), "AACA", False),
     ],
 )
 def test_under_load_a_time_is_right_or_graded_noisy(

@@ -1,11 +1,13 @@
 """Agreement with other timers on the same step, in fresh processes that take turns."""
 
+import contextlib
 import math
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from attnbench import estimates
+from attnbench import environment, estimates
 from attnbench.estimates import Interval
 from attnbench.forkserver import ForkServer, running
 from attnbench.problem import parse_words, problem_from
@@ -66,12 +68,27 @@ def turns(
     """Seconds of a call by each timer in each round, in which each has a fresh process, in random order."""
     taken: dict[str, list[float]] = {name: [] for name in (OURS, *rivals)}
     for _ in range(rounds):
-        for name in random.sample(list(taken), len(taken)):
-            taken[name].append(_one(bench, name, problem, threads))
+        with _staying(environment.place(threads, random.Random())) as cores:
+            for name in random.sample(list(taken), len(taken)):
+                taken[name].append(_one(bench, name, problem, threads, cores))
     return taken
 
 
-def _one(bench: Forks, timer: str, problem: str, threads: int) -> float:
+@contextlib.contextmanager
+def _staying(cores: list[int]) -> Iterator[list[int]]:
+    """This process on the cores on which all timers of a round are to work: ours takes those of its parent."""
+    if not cores:
+        yield cores
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield cores
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _one(bench: Forks, timer: str, problem: str, threads: int, cores: list[int]) -> float:
     if timer == OURS:
         return timing(bench.measure(problem, SAMES[:1], threads=threads)[SAMES[0]]).median_s
     message = {
@@ -79,6 +96,7 @@ def _one(bench: Forks, timer: str, problem: str, threads: int) -> float:
         "implementation": SAMES[0],
         "target": PLUGIN,
         "threads": threads,
+        "cores": cores,
         "timer": timer,
         "seconds": SECONDS,
         "seed": random.randrange(2**31),

@@ -87,10 +87,12 @@ def _alone(work: Work, taken: list[tuple[float, str]]) -> tuple[float, float]:
 
 
 def _unsteady(work: Work, taken: list[tuple[float, str]]) -> str:
-    """Why its times alone are no measure of those under load; empty where they are one."""
+    """Why its times alone are no measure of those under load; empty where they are one, or none is needed: all of those
+    are graded noisy, and those alone are not."""
     low, high = _alone(work, taken)
-    drift = f"though it took from 0 to {high / low - 1:+.1%} alone" if high / low - 1 > BOUND else ""
-    (_, first), *_, (_, last) = taken
+    (_, first), *loaded, (_, last) = taken
+    moved = high / low - 1 > BOUND and any(grade not in GRADES[1:] for _, grade in loaded)
+    drift = f"though it took from 0 to {high / low - 1:+.1%} alone" if moved else ""
     noisy = work.known_s is None and WORST in (first, last)
     grade = f"nothing can be said, because it is graded {WORST} with nothing beside it" if noisy else ""
     return "; ".join(filter(None, (drift, grade)))

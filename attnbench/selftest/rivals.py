@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attnbench import inputs, plugins
+from attnbench import inputs, plugins, worker
 from attnbench.forkserver import Channel
 from attnbench.implementation import Prepared
 from attnbench.problem import Problem
@@ -50,6 +50,7 @@ def serve(channel: Channel) -> None:
     message = channel.receive()
     assert message is not None
     problem, threads = Problem.parse(message["problem"]), message["threads"]
+    worker.stay(message["cores"])
     torch.set_num_threads(threads)
     implementation = plugins.load(message["target"])[message["implementation"]]
     made = inputs.make(
