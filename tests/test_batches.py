@@ -193,10 +193,35 @@ def test_a_pattern_is_the_same_on_every_machine() -> None:
         ("uniform:count=0:longest=3", "count of uniform must be at least 1, got 0", None),
         ("uniform:count=70000:longest=3", "count of uniform must be at most 65536, got 70000", None),
         ("skewed:count=3:longest=3:empty=3", "empty of skewed must be below its count, got 3", None),
-        ("skewed:count=3:longest=1k", "longest of skewed must be a whole number, got '1k'", None),
+        ("skewed:count=3:longest=1.5k", "longest of skewed must be a whole number, got '1.5k'", None),
     ],
 )
 def test_a_pattern_that_cannot_be_is_refused(text: str, message: str, hint: str | None) -> None:
     with pytest.raises(ProblemError) as caught:
         parse_requests(text)
     assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_k_is_1024_in_a_pattern_too() -> None:
+    assert parse_requests("longtail:count=3:longest=8k:queries=1k") == parse_requests(
+        "longtail:count=3:longest=8192:queries=1024"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("longtail:count=3:longest=8q", 25),
+        ("longtail:count=x:longest=8k", 15),
+        ("longtail:count=3:longest=", 25),
+        ("longtail:count=3:longst=8k", 17),
+        ("longtail:count=3:count=4", 17),
+        (f"longtail:count=3:longest={'9' * 18}k", 25),
+    ],
+)
+def test_a_caret_stands_beneath_what_cannot_be_read_of_a_pattern(text: str, column: int) -> None:
+    with pytest.raises(ProblemError) as caught:
+        parse_requests(text)
+    line, caret = str(caught.value.shown).split("\n")
+    assert caret == " " * (4 + column) + "^"
+    assert text.startswith(line[4:])

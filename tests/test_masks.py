@@ -88,7 +88,7 @@ def test_masks_are_named_by_whether_they_ask_for_the_member() -> None:
 # ---------------------------------------------------------------- what is drawn by lot
 
 
-@given(count=st.integers(1, 40), seed=st.integers(0, 10**20), sk=st.integers(1, 60), b=st.integers(0, 99))
+@given(count=st.integers(1, 40), seed=st.integers(0, 10**18 - 1), sk=st.integers(1, 60), b=st.integers(0, 99))
 def test_documents_are_as_many_as_fit_and_none_is_empty(count: int, seed: int, sk: int, b: int) -> None:
     edges = (0, *parse_mask(f"document:count={count}:seed={seed}").cuts(sk, b), sk)
     assert len(edges) == min(count, sk) + 1

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from attnbench.problem import (
     MASKS,
     MECHANISMS,
     MODIFIERS,
+    PATTERNS,
     Causal,
     CausalTopLeft,
     Direction,
     DType,
     Problem,
+    Softcap,
     parse_mask,
     parse_requests,
     problem_from,
@@ -154,6 +157,13 @@ def test_batch_grammar_points_at_the_character(text: str, place: int) -> None:
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0", None),
         ({"scale": 0.0}, "scale must be a finite number other than 0, got 0.0", None),
         ({"scale": float("nan")}, "scale must be a finite number other than 0, got nan", None),
+        ({"scale": -1e39}, "scale must be finite in float32, got -1e+39", None),
+        ({"modifiers": "softcap:cap=1e39"}, "cap of softcap must be finite in float32, got 1e+39", None),
+        (
+            {"modifiers": "softcap:cap=65505", "dtype": "float16"},
+            "cap of softcap must be finite in float16, got 65505.0",
+            None,
+        ),
         ({"modifiers": "softcap:cap=5+softcap:cap=9"}, "modifiers name `softcap` twice", None),
         ({"head_dimm": 4}, "unknown key `head_dimm`", "did you mean `head_dim`?"),
         (
@@ -188,6 +198,61 @@ def test_numbers_keep_all_their_digits_in_a_text(text: str) -> None:
     one = Problem.parse(f"seqlen=4 heads=2 head_dim=16 {text}")
     assert text.partition("=")[2] in one.text
     assert Problem.parse(one.text) == one
+
+
+KINDS = {
+    "mask": MASKS,
+    "modifiers": MODIFIERS,
+    "mechanism": MECHANISMS,
+    "layout": LAYOUTS,
+    "requests": PATTERNS,
+}
+PARAMETERS = [
+    (key, name, field.name, "finite" if field.type is float else "a whole number")
+    for key, kinds in KINDS.items()
+    for name, kind in kinds.items()
+    for field in dataclasses.fields(kind)
+    if name != "product"
+]
+
+
+@pytest.mark.parametrize(("key", "name", "field", "due"), PARAMETERS)
+def test_every_number_in_a_text_is_finite_and_fits_into_64_bits(
+    key: str, name: str, field: str, due: str
+) -> None:
+    for number in ("inf", "-inf", "nan", "1e999"):
+        with pytest.raises(ProblemError) as caught:
+            problem(**{key: f"{name}:{field}={number}"})
+        assert caught.value.message == f"{field} of {name} must be {due}, got '{number}'"
+        assert str(caught.value.shown).endswith("^")
+    if due != "finite":
+        with pytest.raises(
+            ProblemError, match=f"{field} of {name} must be a whole number of at most 18 digits"
+        ):
+            problem(**{key: f"{name}:{field}={'9' * 5000}"})
+
+
+@pytest.mark.parametrize("cap", [math.inf, math.nan])
+def test_a_modifier_that_is_built_by_hand_is_finite_too(cap: float) -> None:
+    with pytest.raises(ProblemError, match=f"cap of softcap must be finite, got {cap}"):
+        Softcap(cap=cap)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("scale=inf", "scale must be finite, got 'inf'"),
+        ("dropout=nan", "dropout must be finite, got 'nan'"),
+        (f"batch={'9' * 400}", "batch must be a whole number of at most 18 digits, got '999"),
+        ("batch=1_0", "batch must be a whole number, got '1_0'"),
+        ("mask=window:left=1_0", "left of window must be a whole number, got '1_0'"),
+    ],
+)
+def test_an_unusual_number_is_refused_in_words_too(text: str, words: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        Problem.parse(f"seqlen=4 heads=2 head_dim=16 {text}")
+    assert caught.value.message.startswith(words)
+    assert len(caught.value.message) < 200
 
 
 def test_two_keys_that_say_the_same_thing_are_refused() -> None:

@@ -450,6 +450,13 @@ def test_a_number_that_is_not_finite_is_refused(key: str, value: str) -> None:
         parse(SMALL.replace("seqlen: 8", f"seqlen: 8, {key}: {value}"))
 
 
+@pytest.mark.parametrize("key", ["requests", "mask"])
+def test_an_empty_text_is_said_to_be_empty(key: str) -> None:
+    with pytest.raises(SuiteError, match=rf"^s\.yaml:\d: `{key}` is empty$") as caught:
+        parse(SMALL.replace("seqlen: 8", f"seqlen: 8, {key}: ''"))
+    assert caught.value.hint == "give a value, or leave the key out"
+
+
 @pytest.mark.parametrize("value", ["1:30.5", "true", '"0.1"'])
 def test_an_unusual_number_is_refused_where_a_number_is_due(value: str) -> None:
     with pytest.raises(SuiteError, match="`scale` must be a number"):

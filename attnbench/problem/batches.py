@@ -8,7 +8,15 @@ from itertools import groupby
 from typing import ClassVar, cast
 
 from attnbench.errors import ProblemError
-from attnbench.problem.variants import Variant, bounded, leaves, parse_variant, suggestion
+from attnbench.problem.variants import (
+    Variant,
+    bounded,
+    leaves,
+    parse_variant,
+    pointed,
+    read_number,
+    suggestion,
+)
 
 Sequences = tuple[tuple[int, int], ...]
 LARGEST_BATCH = 2**16
@@ -28,12 +36,12 @@ def parse_requests(text: str) -> Sequences:
     """`2q2k_32q1s1k` -> two sequences (2048, 2048) and 32 of (1, 1024).
 
     Each part is `<count>q<query tokens>[s<key/value tokens>]`; `k` multiplies by 1024. In place of them stands the
-    name of a pattern with its numbers, `longtail:count=32:longest=4096:seed=1`.
+    name of a pattern with its numbers, `longtail:count=32:longest=4k:seed=1`.
     Raises `ProblemError` that points at the first character that does not fit.
     """
     name = text.strip().partition(":")[0]
     if name in PATTERNS:
-        return cast(Lengths, parse_variant(text, PATTERNS, "pattern of lengths")).sequences
+        return cast(Lengths, parse_variant(text, PATTERNS, "pattern of lengths", _tokens)).sequences
     if re.fullmatch("[a-z][a-z-]+", name):
         raise ProblemError(f"requests: unknown pattern of lengths `{name}`", hint=suggestion(name, PATTERNS))
     runs: list[tuple[int, tuple[int, int]]] = []
@@ -55,13 +63,20 @@ def parse_requests(text: str) -> Sequences:
     return tuple(pair for n, pair in runs for _ in range(n))
 
 
+def _tokens(kind: type[int], text: str, what: str) -> int:
+    """`8k` is 8192, as in all batches."""
+    if re.fullmatch("[0-9]{1,15}k", text):
+        text = str(int(text[:-1]) * 1024)
+    return cast(int, read_number(kind, text, what))
+
+
 def _unreadable(text: str, place: int, sound: str) -> ProblemError:
     """The error for the character at `place`, before which `sound` of its part could be read."""
     got = repr(text[place]) if place < len(text) else "the end"
     return ProblemError(
         f"requests: cannot read character {place + 1} ({got}), where {_due(sound)} may stand",
         hint=HINT,
-        shown=_pointed(text, place),
+        shown=pointed(text, place),
     )
 
 
@@ -75,13 +90,6 @@ def _due(sound: str) -> str:
     digits = cast("re.Match[str]", re.search("[0-9]*$", sound))[0]
     more = ["a digit"] * (0 < len(digits) < 18) + ["`k`"] * bool(digits) + ["`s`"] * ("s" not in sound)
     return f"{', '.join([*more, '`_`'])} or the end"
-
-
-def _pointed(text: str, place: int) -> str:
-    """What of `text` stands around a place, with a caret beneath it."""
-    start = max(0, place - 40)
-    line = "".join(c if " " <= c <= "~" else "?" for c in text[start : place + 20])
-    return f"    {line}\n    {' ' * (place - start)}^"
 
 
 def requests_text(sequences: Sequences) -> str:

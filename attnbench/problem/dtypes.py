@@ -20,12 +20,26 @@ class DType(StrEnum):
         return _DTYPE_BYTES[self]
 
     @property
+    def largest(self) -> float:
+        """Largest finite value of a type that is not quantised."""
+        bits, exponent = _FRACTION_AND_EXPONENT[self]
+        return (2 - 2.0**-bits) * 2.0**exponent
+
+    @property
     def quantised(self) -> bool:
         """Whether what is stored must be multiplied by a factor, its descale, to be what is meant."""
         return self is DType.FLOAT8_E4M3 or self is DType.INT8
 
 
 _DTYPE_BYTES = dict(zip(DType, (8, 4, 4, 2, 2, 1, 1), strict=True))
+_FRACTION_AND_EXPONENT = {
+    DType.FLOAT64: (52, 1023),
+    DType.FLOAT32: (23, 127),
+    DType.TFLOAT32: (23, 127),
+    DType.FLOAT16: (10, 15),
+    DType.BFLOAT16: (7, 127),
+}
+"""Bits of the fraction, and the largest exponent of two."""
 
 
 class Descale(StrEnum):

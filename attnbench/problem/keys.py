@@ -10,6 +10,7 @@ from attnbench.problem.layouts import LAYOUTS
 from attnbench.problem.masks import MASKS
 from attnbench.problem.mechanisms import MECHANISMS
 from attnbench.problem.modifiers import MODIFIERS
+from attnbench.problem.variants import read_number
 
 
 def parse_words(text: str) -> dict[str, str]:
@@ -72,8 +73,4 @@ def convert(key: str, value: Any) -> Any:
         if value not in ("true", "false"):
             raise ProblemError(f"{key} must be true or false, got {value!r}")
         return value == "true"
-    try:
-        return kind(value)
-    except ValueError:
-        noun = "a whole number" if kind is int else "a number"
-        raise ProblemError(f"{key} must be {noun}, got {value!r}") from None
+    return read_number(kind, value, key)

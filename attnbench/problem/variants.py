@@ -3,12 +3,16 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from attnbench.errors import ProblemError
+
+DIGITS = 18
+"""Of a whole number at the most: it fits into 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,10 @@ def _check_field(variant: Variant, field: "dataclasses.Field[Any]") -> None:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         kind = "a whole number" if whole else "a number"
         raise ProblemError(f"{field.name} of {variant.name} must be {kind}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ProblemError(f"{field.name} of {variant.name} must be finite, got {value}")
+    if isinstance(value, int):
+        high = min(high, 10**DIGITS - 1)
     if not low <= value <= high:
         bound = f"at least {low}" if value < low else f"at most {high}"
         raise ProblemError(f"{field.name} of {variant.name} must be {bound}, got {value}")
@@ -72,27 +80,60 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"one of: {', '.join(names)}"
 
 
-def parse_variant(text: str, known: Mapping[str, type[Variant]], what: str) -> Variant:
-    """`name:field=value:...` -> the variant among `known`. Raises `ProblemError`, which says `what` it is."""
-    name, *parts = text.strip().split(":")
+def read_number(kind: type[Any], text: str, what: str) -> Any:
+    """A finite number of the kind `int` or `float`. Raises `ProblemError`, which says `what` it is."""
+    noun, got = "a whole number" if kind is int else "a number", repr(text[:60] + "..." * (len(text) > 60))
+    if kind is int and re.fullmatch(rf"[-+]?[0-9]{{{DIGITS + 1},}}", text):
+        raise ProblemError(f"{what} must be {noun} of at most {DIGITS} digits, got {got}")
+    try:
+        value = kind(text if text.isascii() and "_" not in text else "")  # Python takes 1_0 for 10
+    except ValueError:
+        raise ProblemError(f"{what} must be {noun}, got {got}") from None
+    if not math.isfinite(value):
+        raise ProblemError(f"{what} must be finite, got {got}")
+    return value
+
+
+def pointed(text: str, place: int) -> str:
+    """What of `text` stands around a place, with a caret beneath it."""
+    start = max(0, place - 40)
+    line = "".join(c if " " <= c <= "~" else "?" for c in text[start : place + 20])
+    return f"    {line}\n    {' ' * (place - start)}^"
+
+
+def parse_variant(
+    text: str,
+    known: Mapping[str, type[Variant]],
+    what: str,
+    read: Callable[[type[Any], str, str], Any] = read_number,
+) -> Variant:
+    """`name:field=value:...` -> the variant among `known`, with `read` for its numbers.
+
+    Raises `ProblemError`, which says `what` it is and points at what cannot be read.
+    """
+    text = text.strip()
+    name, *parts = text.split(":")
     if name not in known:
         raise ProblemError(f"unknown {what} `{name}`", hint=suggestion(name, known))
     fields = {field.name: field for field in dataclasses.fields(known[name])}
     values: dict[str, Any] = {}
+    at = len(name)
     for place, part in enumerate(parts):
+        at += 1  # the colon
         key, equals, number = part.rpartition("=")
         if not equals:  # `window:1023:0` gives the fields in their order
             key = list(fields)[place] if place < len(fields) else part
         if key not in fields:
             hint = suggestion(key, fields) if fields else "it takes no numbers"
-            raise ProblemError(f"{what} `{name}` has no `{key}`", hint=hint)
+            raise ProblemError(f"{what} `{name}` has no `{key}`", hint=hint, shown=pointed(text, at))
         if key in values:
-            raise ProblemError(f"{what} `{name}` is given `{key}` twice")
+            raise ProblemError(f"{what} `{name}` is given `{key}` twice", shown=pointed(text, at))
+        at += len(part)
         try:
-            values[key] = float(number) if fields[key].type is float else int(number)
-        except ValueError:
-            kind = "a number" if fields[key].type is float else "a whole number"
-            raise ProblemError(f"{key} of {name} must be {kind}, got {number!r}") from None
+            values[key] = read(float if fields[key].type is float else int, number, f"{key} of {name}")
+        except ProblemError as error:
+            error.shown = pointed(text, at - len(number))
+            raise
     missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise ProblemError(f"{what} `{name}` needs `{missing[0]}`", hint=f"write {name}:{missing[0]}=16")

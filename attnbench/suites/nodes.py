@@ -129,6 +129,8 @@ def _wrong(name: str, key: Key, node: Node) -> SuiteError:
         hint = "write one value" + ", or one list of values such as [1, 2]" * key.many
     elif not text.strip():
         hint = "give a value" + ", or leave the key out" * (key.default != "required")
+        if key.kind == "text" and node.style is not None:
+            return error_at(node, f"`{name}` is empty", hint)
     elif key.kind not in ("text", "boolean") and _not_finite(node):
         return error_at(node, f"`{name}` must be finite, got `{text[:60]}`", hint)
     elif key.kind == "integer" and (_LONG.fullmatch(text) or (decimal and abs(float(text)) >= 10**DIGITS)):
