@@ -120,3 +120,14 @@ def test_launches_and_budget_of_the_suite_are_left_out() -> None:
     made = plan.make(suite, plugins.discover(), devices=plan.resolve(["cpu"]), threads=1)
     assert (made.launches, made.budget_s) == (0, 0)
     assert made.seconds < 1
+
+
+@pytest.mark.parametrize("verb", ["best {}", "best {} --format json", "growth {}", "show {} --baseline nope"])
+def test_who_asks_such_a_run_for_times_is_told_that_it_has_none(
+    folder: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    assert main(verb.format(folder).split()) == 2
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert f"error: {folder}: nothing was timed in this run" in told
+    assert "another --preset than `none`" in told

@@ -19,6 +19,7 @@ def main(arguments: argparse.Namespace) -> int:
         approximate=arguments.approximate,
     )
     run, rows = stored.load(arguments.run)
+    stored.check_timed(arguments.run, rows)
     ranking = winners.rank(
         stored.chosen(rows, arguments.only, arguments.without, arguments.where),
         dict(run.approximations),

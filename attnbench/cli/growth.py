@@ -14,6 +14,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Print the growth of every series of lengths. Raises `UserError` where a run has none."""
     further = [length for text in arguments.at for length in _lengths(text)]
     run, rows = stored.load(arguments.run)
+    stored.check_timed(arguments.run, rows)
     chosen = stored.chosen(rows, arguments.only, arguments.without, arguments.where)
     series, others = fits.series(chosen)
     if not series:

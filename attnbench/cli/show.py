@@ -15,9 +15,10 @@ def main(arguments: argparse.Namespace) -> int:
     run, rows = stored.load(arguments.run)
     names = {row.cell.implementation for row in rows if row.timing}
     if arguments.baseline is not None and arguments.baseline not in names:
+        stored.check_timed(arguments.run, rows)
         raise UserError(
             f"--baseline: no time of `{arguments.baseline}` in this run",
-            hint=suggestion(arguments.baseline, names),
+            hint=suggestion(arguments.baseline, names) if names else "no row of it is ok",
         )
     print(display.tables_text(rows, by, run, views, arguments.baseline))
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from attnbench import results
 from attnbench.errors import ResultsError, UserError
 from attnbench.problem import suggestion
-from attnbench.records import Result, Run
+from attnbench.records import Result, Run, Status
 from attnbench.tables.axes import AXES, SHAPE, values_of
 
 
@@ -29,6 +29,15 @@ def load(path: str) -> tuple[Run, list[Result]]:
             file=sys.stderr,
         )
     return run, rows
+
+
+def check_timed(path: str, rows: Sequence[Result]) -> None:
+    """Raises `UserError` where a run has right answers, but no time of any."""
+    if any(row.status is Status.OK for row in rows) and not any(row.timing for row in rows):
+        raise UserError(
+            f"{path}: nothing was timed in this run, its answers were only verified",
+            hint=f"`attnbench show {path}` has their errors; times need another --preset than `none`",
+        )
 
 
 def chosen(
