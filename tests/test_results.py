@@ -511,16 +511,42 @@ def test_a_csv_alone_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value"),
-    [("status", "fine"), ("median_s", ""), ("threads", ""), ("reason", ""), ("grade", "D")],
+    ("column", "value", "words"),
+    [
+        ("status", "fine", "column `status`: unknown status 'fine'"),
+        ("median_s", "", "column `median_s` is empty"),
+        ("median_s", "nan", "column `median_s` must be above zero, got nan"),
+        ("threads", "", "column `threads` is empty"),
+        ("implementation", "", "column `implementation` is empty"),
+        ("p20_s", "", "column `p20_s` is empty"),
+        ("grade", "D", "column `grade`: unknown grade 'D'"),
+        ("problem", "foo=3", "column `problem`: unknown key `foo`"),
+        ("dtype", "float7", "column `dtype` is 'float7', and its problem says 'bfloat16'"),
+        ("heads_q", "9" * 400, "column `heads_q` must be a whole number, got '999"),
+        ("heads_q", "3", "column `heads_q` is '3', and its problem says '8'"),
+        ("schema", "9", "`schema` is 9, newer"),
+        ("implementation", "b", "are those of line 2"),
+    ],
 )
-def test_a_row_that_cannot_be_a_result_is_named(tmp_path: Path, column: str, value: str) -> None:
-    path = written(tmp_path, bad(implementation="b"), ok())
+def test_a_row_that_cannot_be_a_result_is_named_with_its_line(
+    tmp_path: Path, column: str, value: str, words: str
+) -> None:
+    path = written(tmp_path, ok(implementation="b"), ok())
     rows = list(csv.reader(path.read_text().splitlines()))
-    rows[1 if column == "reason" else 2][rows[0].index(column)] = value
+    rows[2][rows[0].index(column)] = value
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    with pytest.raises(ResultsError, match=r"row [12] is no result"):
+    with pytest.raises(ResultsError) as caught:
+        results.load(path)
+    assert caught.value.message.startswith(f"{path}:3: ")
+    assert words in caught.value.message
+    assert len(caught.value.message) < len(str(path)) + 500
+
+
+def test_an_end_without_a_reason_is_named_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, bad(implementation="b"), ok())
+    path.write_text(path.read_text().replace("no causal mask", ""))
+    with pytest.raises(ResultsError, match=r"results.csv:2: .* needs a reason"):
         results.load(path)
 
 

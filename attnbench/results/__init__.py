@@ -8,8 +8,8 @@ from attnbench.results.columns import COLUMNS, columns_markdown
 from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA
 from attnbench.results.folder import compatible, create, read_header, write_header
 from attnbench.results.journal import Journal, read_journal
-from attnbench.results.outcomes import KEY, CellKey, Outcome, outcome, outcomes
-from attnbench.results.table import csv_text, frame, problem_axes, read_csv, read_results, row, write_csv
+from attnbench.results.outcomes import KEY, CellKey, Outcome, outcome, outcomes, read_results
+from attnbench.results.table import csv_text, frame, problem_axes, read_csv, row, write_csv
 
 __all__ = [
     "COLUMNS",

@@ -9,7 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple
 
-from attnbench.errors import ResultsError
+from attnbench.errors import ProblemError, ResultsError
 from attnbench.noise import GRADES
 from attnbench.problem import suggestion
 from attnbench.records import Cell, Result, Run, Status, Timing
@@ -17,7 +17,7 @@ from attnbench.results.columns import KINDS
 from attnbench.results.files import CSV, HEADER, JOURNAL, SCHEMA, upgraded
 from attnbench.results.folder import read_header
 from attnbench.results.lines import lines
-from attnbench.results.table import no_number, no_rows, run_of, schema_number
+from attnbench.results.table import no_number, no_rows, result_of, run_of, schema_number, typed_rows
 from attnbench.suites import UNTIMED
 
 KEY = tuple(Cell.__dataclass_fields__)
@@ -96,6 +96,26 @@ def outcomes(
     if not results:
         raise ResultsError(f"{folder / JOURNAL} has no rows", hint="was the run interrupted?")
     return run, {result.cell.key: outcome(result) for result in results}
+
+
+def read_results(path: Path) -> tuple[Run, list[Result]]:
+    """The results of a CSV, and what its rows say about their run.
+
+    Raises `ResultsError` for all that a comparison refuses, and for what else a row needs.
+    """
+    rows = typed_rows(path)
+    _read(path)
+    path = path / CSV if path.is_dir() else path
+    found = []
+    for number, data in rows:
+        try:
+            found.append(result_of(data))
+        except ProblemError as error:
+            told = f"{path}:{number}: column `problem`: {error.message}"
+            raise ResultsError(told, hint=error.hint, shown=error.shown) from None
+        except (ValueError, TypeError) as error:
+            raise ResultsError(f"{path}:{number}: {error}") from None
+    return run_of([data for _, data in rows], path), found
 
 
 def _read(path: Path) -> tuple[Run, dict[CellKey, Outcome]]:

@@ -155,13 +155,13 @@ def csv_text(names: Sequence[str], records: Iterable[Mapping[str, object]]) -> s
 # ---------------------------------------------------------------- reading back
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file with their types; None for an empty number, further columns as text."""
+def typed_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a CSV file with their lines and types; None for an empty number, further columns as text."""
     path = path / CSV if path.is_dir() else path
     header, found = lines(path)
     if "schema" not in header:
         raise _no_column(path, "schema")
-    return [_typed(header, values, f"{path}:{number}", path) for number, values in found]
+    return [(number, _typed(header, values, f"{path}:{number}", path)) for number, values in found]
 
 
 def _no_column(path: Path, name: str) -> ResultsError:
@@ -179,9 +179,11 @@ def _typed(header: Sequence[str], values: Sequence[str], place: str, path: Path)
     for name, kind in KINDS.items():
         if kind is not str:
             try:
-                data[name] = None if data[name] == "" else kind(data[name])
+                data[name] = kind(text) if (text := data[name]) != "" else None
+                if kind is int and abs(data[name] or 0) >= 2**63:
+                    raise ValueError
             except ValueError:
-                raise no_number(place, name, kind, data[name]) from None
+                raise no_number(place, name, kind, text) from None
     return data
 
 
@@ -194,7 +196,7 @@ def no_number(place: str, column: str, kind: type[Any], text: str) -> ResultsErr
     """What is wrong with a value of a column of numbers."""
     noun, example = ("a whole number", "8") if kind is int else ("a number", "0.00125")
     return ResultsError(
-        f"{place}: column `{column}` must be {noun}, got {text!r}",
+        f"{place}: column `{column}` must be {noun}, got {text[:60]!r}",
         hint=f"write it as {example}, in the unit of results/README.md, or leave it empty",
     )
 
@@ -204,7 +206,7 @@ def read_csv(path: Path) -> "pd.DataFrame":
 
     Raises `ResultsError` for what is missing, empty, binary, newer than this attnbench, or no results file.
     """
-    return frame(_rows(path))
+    return frame([data for _, data in typed_rows(path)])
 
 
 def frame(rows: Sequence[Mapping[str, object]]) -> "pd.DataFrame":
@@ -221,8 +223,13 @@ def frame(rows: Sequence[Mapping[str, object]]) -> "pd.DataFrame":
     return pd.DataFrame(columns)
 
 
-def _result(data: Mapping[str, Any]) -> Result:
-    """A row as a `Result`; its blocks are not in the CSV."""
+@lru_cache(maxsize=4096)
+def _axes(text: str) -> Mapping[str, object]:
+    return problem_axes(text)
+
+
+def result_of(data: Mapping[str, Any]) -> Result:
+    """A row as a `Result`; its blocks are not in the CSV. Raises `ValueError`, and `ProblemError` of its problem."""
 
     def part(kind: type[Any], names: Mapping[str, str]) -> Any:
         columns = {field: names.get(field.name, field.name) for field in dataclasses.fields(kind)}
@@ -230,9 +237,14 @@ def _result(data: Mapping[str, Any]) -> Result:
             return None
         for field, column in columns.items():
             if data[column] is None and field.type in (int, float):
-                raise ValueError(f"{column} is empty")
+                raise ValueError(f"column `{column}` is empty")
         return kind(**{field.name: data[column] for field, column in columns.items()})
 
+    for name, value in _axes(data["problem"]).items():
+        if data[name] != value:
+            raise ValueError(
+                f"column `{name}` is {str(data[name])[:60]!r}, and its problem says {str(value)!r}"
+            )
     timing, accuracy, status = part(Timing, {}), part(Accuracy, _ACCURACY), Status(data["status"])
     if status is Status.OK and timing is None and not (accuracy and data["preset"] == UNTIMED):
         raise ValueError("column `median_s` is empty, and the row is `ok`")
@@ -283,17 +295,3 @@ def run_of(rows: Sequence[Mapping[str, Any]], path: Path) -> Run:
 def no_rows(path: Path) -> ResultsError:
     """A file with nothing but a header."""
     return ResultsError(f"{path}:2: there are no rows below the header", hint="was the run interrupted?")
-
-
-def read_results(path: Path) -> tuple[Run, list[Result]]:
-    """The results of a CSV, and what its rows say about their run. Raises `ResultsError`."""
-    rows = _rows(path)
-    if not rows:
-        raise no_rows(path)
-    found = []
-    for number, data in enumerate(rows, 1):
-        try:
-            found.append(_result(data))
-        except (ValueError, TypeError) as error:
-            raise ResultsError(f"{path}: row {number} is no result: {error}") from None
-    return run_of(rows, path), found
