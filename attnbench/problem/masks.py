@@ -338,8 +338,8 @@ def _of(b: Any, numbers: Callable[[int], tuple[int, ...]]) -> Sequence[Any]:
 class Document(MemberMask):
     """Each member of the batch holds `count` documents with seeded lengths, which see only themselves.
 
-    The lengths are those of a stick that is broken at random, at least one token each. A member of a ragged batch that
-    has fewer keys holds as many documents as it has keys.
+    The lengths are those of a stick that is broken at random, at least one token each. A member that has fewer
+    keys holds as many documents as it has keys.
     """
 
     name = "document"

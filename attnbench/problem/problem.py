@@ -13,7 +13,7 @@ from attnbench.problem.directions import Direction
 from attnbench.problem.dtypes import Descale, DType
 from attnbench.problem.keys import PROBLEM_KEYS, convert, parse_words
 from attnbench.problem.layouts import Dense, Layout, Paged, parse_layout
-from attnbench.problem.masks import Causal, CausalTopLeft, Document, Full, Mask, parse_mask
+from attnbench.problem.masks import Causal, CausalTopLeft, Full, Mask, parse_mask
 from attnbench.problem.mechanisms import Dot, Mechanism, Softmax, parse_mechanism
 from attnbench.problem.modifiers import Modifier, parse_modifiers
 from attnbench.problem.parameters import Parameter
@@ -81,12 +81,6 @@ class Problem:
             raise ProblemError(
                 f"rotary turns pairs of coordinates: head_dim must be even, got {self.head_dim}"
             )
-        for part in self.mask.parts:
-            if isinstance(part, Document) and part.count > (keys := self.longest[1]) > 0:
-                raise ProblemError(
-                    f"mask `{part}` puts {part.count:,} documents into {keys:,} keys",
-                    hint="a document has at least one key",
-                )
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
             raise ProblemError(f"scale must be a finite number other than 0, got {self.scale}")
         for what, factor in (("scale", self.scale), ("cap of softcap", self.softcap)):
