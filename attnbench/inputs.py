@@ -388,6 +388,8 @@ def _shift(q: Iterable[Tensor], k: Iterable[Tensor], problem: Problem, generator
     shared, root = problem.heads_q // problem.heads_kv, math.sqrt(problem.head_dim)
     i, chosen, of = torch.arange(most, device=device), torch.empty(0), (-1, -1)
     chance = torch.rand(most, generator=generator, device=device, dtype=torch.float64)
+    if problem.dropout:
+        chance = _spread(float(chance[0]), problem.heads_q, most, device)
     size, heavy, unit = SHIFT.get(problem.dtype, NARROW_SHIFT), HEAVY, 1.0
     if problem.modifier("rotary") is not None and problem.dtype.bytes == 2:
         heavy *= FARTHER
@@ -400,10 +402,11 @@ def _shift(q: Iterable[Tensor], k: Iterable[Tensor], problem: Problem, generator
         sq, sk = problem.sequences[b]
         keys[..., -1] = 0
         if sk and (of != (sq, sk) or problem.mask.by_member):
-            chosen, of = _heavy_keys(problem.mask, chance[:sq], sq, sk, b), (sq, sk)
+            of = (sq, sk)
+            chosen = _heavy_keys(problem.mask, chance[..., :sq], sq, sk, b).expand(problem.heads_q, sq)
         step = max(1, _CHUNK // max(1, sq * queries.shape[2]))
         for start in range(0, len(queries) if sk else 0, step):
-            found = keys[heads[start : start + step], chosen]
+            found = keys[heads[start : start + step], chosen[start : start + step]]
             total = found.to(_wide(found))
             total *= unit * heavy * root / total.square().sum(-1, keepdim=True).clamp(min=1)
             total[..., -1] = shift[:sq]
@@ -411,8 +414,25 @@ def _shift(q: Iterable[Tensor], k: Iterable[Tensor], problem: Problem, generator
         keys[..., -1] = root
 
 
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples leave the most even gaps on a circle, however many there are (Knuth 1998, section 6.4)."""
+
+
+def _spread(first: float, heads: int, rows: int, device: torch.device) -> Tensor:
+    """Numbers from 0 to 1 for each head and row, [Hq, Sq], of which any few neighbours are far apart and all are evenly
+    spread; by turns one row in four has 0, and one almost 1, which the last row has in every other head."""
+    row, head = torch.arange(rows, device=device), torch.arange(heads, device=device)[:, None]
+    place = int(first * 4096) + head + row
+    among = head * rows + place // 4 * 2 + place % 2  # of those that have neither 0 nor almost 1, one by one
+    chance = (first + GOLDEN * among.double()) % 1
+    chance[place % 4 == 0] = 0
+    chance[place % 4 == 1] = 1 - 2.0**-40
+    chance[::2, -1] = 1 - 2.0**-40
+    return chance
+
+
 def _heavy_keys(mask: Mask, chance: Tensor, sq: int, sk: int, b: int) -> Tensor:
-    """A key that each query of member b may attend to, where there is one, by its `chance` from 0 to 1: [Sq]."""
+    """A key that each query of member b may attend to, where there is one, by its `chance` [..., Sq] from 0 to 1: [..., Sq]."""
     i = torch.arange(sq, device=chance.device)
     first, near, last = mask.outline(i, sq, sk, b)
     chosen: Tensor = first + (chance * (last - first + 1)).long()

@@ -46,7 +46,8 @@ def oracle(problem: Problem, inputs: Inputs, sample: "Sample") -> dict[str, Tens
     with a single key); their rounding errors, which are proportional to this norm, do not. Zero where there are no terms
     at all.
     Further `lse` [G, Hq/Hk, R] of the mechanisms softmax and dot, the log-sum-exp of the scores of the keys that a
-    query may see, -inf where there is none; `groups` [G, 2] and `rows` [R] of the sample; and `top_score`, the
+    query may see, -inf where there is none; where weights are dropped `out_rest_size` [G, Hq/Hk, R], the size of `out`
+    without the largest of its terms; `groups` [G, 2] and `rows` [R] of the sample; and `top_score`, the
     largest size of a row's largest score.
     """
     compute = _projected if isinstance(problem.mechanism, MultiHead) else _compute
@@ -156,6 +157,9 @@ def _compute(
     if sizes:
         shapes |= {f"{name}_size": (*shape[:-1], 1) for name, shape in shapes.items()}
         names += [*(f"{name}_size" for name in names), "top_score"]
+        if problem.dropout:
+            names.append("out_rest_size")
+            shapes["out_rest_size"] = shapes["out_size"]
         shapes["top_score"] = ()
     results = {name: torch.zeros(shapes[name], dtype=dtype, device=inputs.q.device) for name in names}
     if isinstance(problem.mechanism, Softmax | Dot):
@@ -456,6 +460,9 @@ def _squared_sizes(
     p.square_()
     (k2, v2), out2 = squares, out.square().sum(-1, keepdim=True)
     found = {"out_size": p @ v2}
+    if problem.dropout:
+        terms = p * v2.mT
+        found["out_rest_size"] = terms.scatter_(-1, terms.argmax(-1, True), 0).sum(-1, keepdim=True)
     if dout is not None:
         q2, dout2 = (t.square().sum(-1, keepdim=True) for t in (q, dout))
         found["dv_size"] = p.mT @ dout2

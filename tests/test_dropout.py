@@ -106,6 +106,56 @@ def test_moments_tell_what_values_hide(drop: Drop, what: str) -> None:
     assert what in told
 
 
+def spoilt(edit: Callable[[Tensor], None], seed: int) -> str | None:
+    problem = Problem.parse(TEXT.replace("mask=causal", "mask=full"))
+    made = inputs.make(problem, kind="large", seed=seed, device="cpu", qkv_format="bhsd")
+    sample, other = everything(problem), replace(made, v=made.v.clone())
+    oracle, yard = (f(problem, made, sample) for f in (reference.oracle, reference.yardstick))
+    edit(other.v)
+    out = inputs.pick((attention(problem, other, fairly),), problem, sample, "bhsd")
+    return verify.Standard(problem, oracle, yard, 1.0, "large").compare(out)[1]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda v: v[:, :, -1].copy_(v[:, :, -2]),
+        lambda v: v[:, :, 0].zero_(),
+        lambda v: v[:, 1, -8:].copy_(v[:, 0, -8:]),
+        lambda v: v[:, 1, 56:72].copy_(v[:, 0, 56:72]),
+        lambda v: v[-1, :, 40:80].mul_(1.001),
+    ],
+)
+def test_a_wrong_value_shows_whatever_is_dropped(edit: Callable[[Tensor], None]) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        assert spoilt(lambda v: None, seed) is None
+        assert spoilt(edit, seed) is not None, seed
+
+
+def test_large_rows_look_at_all_keys_under_dropout() -> None:
+    chance = inputs._spread(0.3, 4, 128, torch.device("cpu"))
+    for head in (
+        chance
+    ):  # of 64 multiples no two neighbours are farther apart than 1 / 24, one row having gone to the end
+        keys = (head * 24).long().bincount(minlength=24)
+        assert len(keys) == 24
+        assert int(keys.min()) >= 1
+        assert min(int(keys[0]), int(keys[-1])) >= 32
+
+
+def test_few_rare_drops_are_no_reason() -> None:
+    """At p = 0.01 the two of three equal rows are dropped once in 3,400 times, far beyond six standard deviations."""
+    right = torch.zeros(1, 1, 50, 4, dtype=torch.float64)
+    right[0, 0, :3, 0] = 1
+    actual = right / 0.99
+    actual[0, 0, :2] = 0
+    assert dropout.unlikely(actual, right, right.norm(dim=-1), 0.01) is None
+    kept = torch.ones(1, 1, 5, 4, dtype=torch.bool)
+    kept[0, 0, :3, 0] = False
+    assert dropout.unfair(kept, torch.ones(1, 1, 5, 4), 0.01, 0.5) is None
+
+
 def test_the_mean_over_many_calls_is_the_output_without_dropout() -> None:
     """A mean over n calls is off by sqrt(p / (1 - p) / n) times the size of its independent terms."""
     problem = Problem.parse("batch=1 seqlen=48 heads=2 head_dim=16 dtype=float32 mask=causal dropout=0.1")
