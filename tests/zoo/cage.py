@@ -52,6 +52,7 @@ SHAPES = {
     "float8": "mask=causal heads_q=4 heads_kv=2 dtype=float8_e4m3 descale=head",
     "rotary": "mask=causal modifiers=rotary",
     "dropout": "mask=causal dropout=0.1",
+    "grouped-dropout": "heads_q=4 heads_kv=2 mask=full dropout=0.1",
     "rotary-gradients": "mask=causal modifiers=rotary direction=forward_backward",
     "shared": "mask=causal heads_q=2 heads_kv=1 head_dim_v=48 scale=0.15 shared_kv=true",
     "shared-gradients": "mask=causal heads_q=2 heads_kv=1 head_dim_v=48 shared_kv=true direction=forward_backward",

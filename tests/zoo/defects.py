@@ -251,6 +251,11 @@ def chain(problem: Problem, given: Inputs, defect: str = "") -> Outputs:
         rate = 0.2 if defect == "dropout-of-a-fifth" else problem.dropout
         shape = [*p.shape[:1], 1, *p.shape[2:]] if defect == "dropout-alike-in-all-heads" else p.shape
         p = p * (torch.rand(shape) >= rate) / (1 if defect == "dropout-not-rescaled" else 1 - rate)
+    if defect == "dropout-with-the-value-before":
+        v[:, :, -1] = v[:, :, -2]
+    if defect.endswith("-of-another-head"):
+        place = slice(sk - sk // 16, sk) if "tail" in defect else slice(sk * 3 // 8, sk * 5 // 8)
+        v[:, -problem.heads_q // problem.heads_kv :, place] = v[:, :1, place]
     if defect == "dropout-left-on":
         kept = torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) >= 0.1
         p = p * kept / 0.9
@@ -607,6 +612,9 @@ DEFECTS = (
     inside("dropout-of-a-fifth", "dropout", "p = 0.2 for 0.1", chain),
     inside("dropout-alike-in-all-heads", "dropout", "the same weights dropped in each head", chain),
     inside("dropout-of-scores", "dropout", "before the softmax", chain),
+    inside("dropout-with-the-value-before", "grouped-dropout", "the last key has the value of the one before it", chain),
+    inside("dropout-with-a-tail-of-another-head", "grouped-dropout", "the last sixteenth of the values", chain),
+    inside("dropout-with-a-middle-of-another-head", "grouped-dropout", "the middle quarter of the values", chain),
     inside("largest-quarter-of-keys", "full", "the smaller weights left out", chain),
     inside("int8-read-as-unsigned", "int8-keys", "negative values plus 256", quantised),
     inside("descale-of-the-next-head", "int8-keys", "k of head h times the factor of h - 1", quantised),

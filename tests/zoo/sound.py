@@ -261,17 +261,17 @@ SHARED = ("shared", "shared-gradients")
 FORWARD = ("full", "causal", "window", "empty-rows", "ragged", "wide-values", "grouped", "capped", "large")
 
 SOUND = (
-    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=(*ALL, *MASKED, *CAPPED, *ADDED, *TURNED, *SHARED, "sinks", "dropout")),
-    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=(*ALL, *CAPPED, *ADDED, *TURNED, *SHARED, "sinks", "dropout")),
+    Sound(name="naive", what="every step in the problem's dtype", compute=naive, shapes=(*ALL, *MASKED, *CAPPED, *ADDED, *TURNED, *SHARED, "sinks", "dropout", "grouped-dropout")),
+    Sound(name="float64", what="float64, rounded once", compute=wide_throughout, shapes=(*ALL, *CAPPED, *ADDED, *TURNED, *SHARED, "sinks", "dropout", "grouped-dropout")),
     Sound(name="flash", what="tiles, online softmax, explicit backward", compute=flash, shapes=ALL + MASKED + CAPPED + TURNED + SHARED),
     Sound(name="keys-reversed", what="flash over keys in another order", compute=backwards, shapes=ALL + MASKED + SHARED),
-    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large", *ADDED, "sinks", "rotary", "dropout", "shared")),
+    Sound(name="chain", what="float32 sums, rounded weights", compute=chain, shapes=("full", "causal", "large", *ADDED, "sinks", "rotary", "dropout", "grouped-dropout", "shared")),
     Sound(name="exp2", what="powers of two, divided at the end", compute=base_two, shapes=FORWARD),
     Sound(name="split-keys", what="8 parts with rounded outputs", compute=split_keys, shapes=(*FORWARD, *MASKED, "shared")),
     Sound(name="tiles-in-order", what="the output summed over 32 keys at a time", compute=one_by_one, shapes=FORWARD),
     Sound(name="bound-for-maximum", what="an upper bound subtracted", compute=shifted, shapes=("full", "ragged", "grouped")),
     Sound(name="query-blocks", what="24 rows at a time, scale on q", compute=chunked, shapes=UNCAPPED),
-    Sound(name="sdpa-math", what="torch's chain", compute=sdpa(SDPBackend.MATH), shapes=(*UNCAPPED, *SHARED, "dropout")),
+    Sound(name="sdpa-math", what="torch's chain", compute=sdpa(SDPBackend.MATH), shapes=(*UNCAPPED, *SHARED, "dropout", "grouped-dropout")),
     Sound(
         name="sdpa-flash",
         what="torch's fused kernel",
