@@ -83,7 +83,10 @@ class Problem:
             )
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale):
             raise ProblemError(f"scale must be a finite number other than 0, got {self.scale}")
-        for what, factor in (("scale", self.scale), ("cap of softcap", self.softcap)):
+        factors = (
+            (("scale", self.scale), ("cap of softcap", self.softcap)) if self.scale or self.modifiers else ()
+        )
+        for what, factor in factors:
             if factor is not None and abs(factor) > self.out_dtype.largest:
                 raise ProblemError(f"{what} must be finite in {self.out_dtype.value}, got {factor}")
         if self.scale is not None and not self.mechanism.scaled:
