@@ -125,9 +125,9 @@ def parse_variant(
             key = list(fields)[place] if place < len(fields) else part
         if key not in fields:
             hint = suggestion(key, fields) if fields else "it takes no numbers"
-            raise ProblemError(f"{what} `{name}` has no `{key}`", hint=hint, shown=pointed(text, at))
+            raise ProblemError(f"{what} `{name}` has no `{key}`", hint=hint)
         if key in values:
-            raise ProblemError(f"{what} `{name}` is given `{key}` twice", shown=pointed(text, at))
+            raise ProblemError(f"{what} `{name}` is given `{key}` twice")
         at += len(part)
         try:
             values[key] = read(float if fields[key].type is float else int, number, f"{key} of {name}")
