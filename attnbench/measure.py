@@ -30,6 +30,9 @@ FULL_CLOCK = 0.97
 """A block at a lower share of the highest clock of the run is flagged."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_IS_MMAPPED = 2
+"""In the word before a block of glibc's, where it was taken from the system for itself."""
+_LARGE = 64 * 1024
 
 
 @dataclass(kw_only=True)
@@ -233,16 +236,39 @@ def _median(values: Sequence[float | None]) -> float | None:
 # ---------------------------------------------------------------- memory
 
 
+class _Mallinfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2`; `fordblks` are the bytes that the heap holds free."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
 def return_memory_eagerly() -> None:
     """Make glibc take every block from 64 KiB on from the system and give it back at once.
 
     Only in a process that measures no more times: it slows a call up to five times.
     """
     libc = ctypes.CDLL(None)
-    with contextlib.suppress(AttributeError):  # a C library without mallopt
-        libc.mallopt(_M_MMAP_THRESHOLD, 64 * 1024)
+    with contextlib.suppress(AttributeError):  # a C library without mallopt or mallinfo2
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
         libc.mallopt(_M_TRIM_THRESHOLD, 0)
         libc.mallopt(_M_ARENA_MAX, 1)
+        _take_free_pieces(libc)
+
+
+def _take_free_pieces(libc: ctypes.CDLL) -> None:
+    """Take what glibc's heap holds free, and keep it untouched. From there it would serve large blocks before it asks the
+    system, from one piece or another as chance has laid them, and no such piece is given back."""
+    libc.mallinfo2.restype, libc.malloc.restype = _Mallinfo2, ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    size = libc.mallinfo2().fordblks
+    while size >= _LARGE:
+        block = libc.malloc(size)
+        if not block or ctypes.c_size_t.from_address(block - 8).value & _IS_MMAPPED:
+            libc.free(block)
+            size //= 2
 
 
 def _status_bytes(key: str) -> int:

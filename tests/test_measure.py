@@ -4,7 +4,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -560,13 +560,18 @@ def test_device_memory_is_that_of_torchs_allocator_and_the_devices_own_beside_it
     )
 
 
-def test_known_allocations_are_found_in_a_process_of_their_own() -> None:
+def in_a_process_of_its_own(call: Callable[..., int], *arguments: int) -> int:
     import multiprocessing
 
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for size in (2**20, 2**24, 2**28):
-            found = pool.apply(_workspace, (size,))
-            assert abs(found - size) <= 0.3 * 2**20, size
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    with context.Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
+@pytest.mark.parametrize("size", [2**20, 2**24, 2**28])
+def test_known_allocations_are_found_in_a_process_of_their_own(size: int) -> None:
+    assert abs(in_a_process_of_its_own(_workspace, size) - size) <= 0.3 * 2**20
 
 
 def _workspace(size: int) -> int:
@@ -585,6 +590,33 @@ def _workspace(size: int) -> int:
     step()
     measure.return_memory_eagerly()
     return measure.memory(Prepared(step=step), "cpu", 0, lambda out: out.numel() * 4).workspace_bytes - 2**20
+
+
+def test_pieces_that_are_free_in_the_heap_do_not_make_a_workspace_bigger() -> None:
+    assert abs(in_a_process_of_its_own(_workspace_in_pieces) - 25 * 2**20) <= 0.3 * 2**20
+
+
+def _workspace_in_pieces() -> int:
+    import torch
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    sizes = [10 * 2**18, 11 * 2**18, 12 * 2**18, 13 * 2**18]
+
+    def step() -> torch.Tensor:
+        last = torch.ones(1)
+        for size in sizes:  # two at a time, each of which would fit a piece of its own
+            last = torch.full((size,), float(last[0]))
+        return last[:1].clone()
+
+    torch.ones(20 * 2**18)  # from now on glibc takes blocks up to this size from its heap
+    pieces = [(torch.ones(size + 2**15), torch.ones(2**15)) for size in sizes]
+    between = [after for _, after in pieces]
+    del pieces
+    step()
+    measure.return_memory_eagerly()
+    found = measure.memory(Prepared(step=step), "cpu", 0, lambda out: out.numel() * 4).workspace_bytes
+    assert len(between) == len(sizes)  # still there
+    return found
 
 
 def test_a_librarys_own_counter_is_preferred() -> None:
