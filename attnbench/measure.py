@@ -239,10 +239,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 class _Mallinfo2(ctypes.Structure):
     """glibc's `struct mallinfo2`; `fordblks` are the bytes that the heap holds free."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _fields_ = [("before", 8 * ctypes.c_size_t), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t)]
 
 
 def return_memory_eagerly() -> None:

@@ -802,6 +802,99 @@ def test_without_anything_known_of_the_machine_a_slower_implementation_is_named(
         assert slow <= {"torch-0"}
 
 
+# ---------------------------------------------------------------- beside what has not changed
+
+OWNED = header(
+    owners={f"torch-{name}": f"plugin-{name}" for name in range(6)},
+    fingerprint={"attnbench source": "0", **{f"source of plugin plugin-{name}": "0" for name in range(6)}},
+)
+
+
+def side_of(seconds: np.ndarray, **changes: Any) -> compare.Side:
+    """Runs of a side from their times by run, implementation and problem."""
+    fingerprint = {**OWNED.fingerprint, **changes}
+    return compare.Side(
+        name="a side",
+        runs=tuple(dataclasses.replace(OWNED, fingerprint=fingerprint) for _ in seconds),
+        cells={
+            (f"seqlen={at}", f"torch-{name}", "cpu", 2, "warm", "wall"): tuple(
+                results.Outcome(status=Status.OK, median_s=float(run), half_width=0.01) for run in several
+            )
+            for name, problems in enumerate(np.moveaxis(seconds, 0, 2))
+            for at, several in enumerate(problems)
+        },
+    )
+
+
+def on_a_restless_machine(
+    seed: int, spread: float, slow: float = 1.0, runs: int = 1
+) -> Iterator[compare.Comparison]:
+    """20 comparisons of 16 problems, each of which the machine computes at another speed in each run (15 %); `torch-0`
+    has another source and is `slow` on the new side."""
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        times = rng.normal(0, spread, (2 * runs, 6, 16)) + rng.normal(0, 0.15, (2 * runs, 1, 16))
+        times[runs:, 0] += math.log(slow)
+        base, new = np.exp(times[:runs]), np.exp(times[runs:])
+        yield compare.compare(side_of(base), side_of(new, **{"source of plugin plugin-0": "1"}))
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_on_a_restless_machine_equals_raise_no_alarm(runs: int) -> None:
+    found = list(on_a_restless_machine(8, 0.03, runs=runs))
+
+    assert [one.regressions(compare.KINDS) for one in found] == [0] * 20
+    assert {group.verdict for one in found for group in one.groups} <= {Verdict.SAME, Verdict.UNCLEAR}
+
+
+@pytest.mark.parametrize(("runs", "verdict"), [(1, Verdict.LIKELY_SLOWER), (3, Verdict.SLOWER)])
+def test_on_a_restless_machine_a_slower_implementation_is_named_by_those_beside_it(
+    runs: int, verdict: Verdict
+) -> None:
+    named = 0
+    for found in on_a_restless_machine(9, 0.03, slow=1.1, runs=runs):
+        told = {group.name: group.verdict for group in found.groups}
+        named += told.pop("torch-0") is verdict
+        assert not {*told.values()} & {*CHANGED}
+        assert {pair.key[1] for pair in found.pairs if pair.verdict in CHANGED} <= {"torch-0"}
+
+    assert named >= binom.ppf(MISTAKE, 20, 0.95)
+
+
+def test_what_the_others_did_is_shown_and_divided_by() -> None:
+    base = side_of(np.ones((1, 6, 2)))
+    new = side_of(np.array([[[1.32, 2.2]] + [[1.2, 2.0]] * 5]))
+
+    found = compare.compare(base, new)
+    rests = {(pair.key[1], pair.key[0]): (pair.rest, pair.effect) for pair in found.pairs}
+    for (name, problem), (rest, effect) in rests.items():
+        assert rest == pytest.approx(1.2 if problem == "seqlen=0" else 2.0)
+        assert effect is not None
+        assert effect.ratio.location == pytest.approx(1.1 if name == "torch-0" else 1.0)
+    assert found.overall is not None
+    assert found.overall.rest == pytest.approx(math.sqrt(2.4))
+    assert found.overall.new_s == pytest.approx(1.32 + 2.2 + 5 * 3.2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attnbench source": "1"},  # what all of them share
+        {f"source of plugin plugin-{name}": "1" for name in range(1, 4)},  # too few are left
+    ],
+)
+def test_only_what_has_not_changed_tells_what_the_machine_did(changes: Mapping[str, str]) -> None:
+    found = compare.compare(side_of(np.ones((1, 6, 2))), side_of(np.full((1, 6, 2), 2.0), **changes))
+
+    unchanged = {pair.key[1] for pair in found.pairs if pair.rest is None}
+    assert unchanged >= {"torch-0", "torch-4", "torch-5"}
+    assert all(
+        pair.effect is not None and pair.effect.ratio.location == pytest.approx(2.0)
+        for pair in found.pairs
+        if pair.rest is None
+    )
+
+
 def test_an_interval_that_is_missing_is_unclear() -> None:
     bare = Interval(location=1.0, low=None, high=None)
 

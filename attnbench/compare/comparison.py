@@ -11,6 +11,7 @@ from attnbench import calibration, estimates
 from attnbench.calibration import Calibration
 from attnbench.compare.differences import PROTOCOL, UNGATED, Difference, differences
 from attnbench.compare.pairs import Pair, accuracy_change, by_status, memory_change, together
+from attnbench.compare.rest import Rests, at_one_speed, rests, slowed
 from attnbench.compare.sides import Side
 from attnbench.compare.verdicts import MARGIN, Effect, Verdict, Way, judged
 from attnbench.errors import ResultsError
@@ -55,6 +56,8 @@ class Group:
     base_s: float
     new_s: float
     """Sums of the medians."""
+    rest: float | None
+    """Geometric mean of the cells' `Pair.rest`; None where one has none."""
 
     @property
     def regressed(self) -> bool:
@@ -119,13 +122,17 @@ def compare(
     pairs += [_pair(key, (), outcomes) for key, outcomes in new.cells.items() if key not in base.cells]
     unclear = Verdict.UNCLEAR
     timed = [pair for pair in pairs if pair.verdict is unclear]
-    _judge(timed, base, new, margin, turns or {})
+    rested: Rests = {} if turns else rests(base, new, found)
+    for pair in timed if rested else ():
+        pair.rest = slowed(rested[pair.key], len(base.runs)) if pair.key in rested else None
+    steady = at_one_speed(base, new, rested)
+    _judge(timed, *steady, margin, turns or {})
     order = {verdict: place for place, verdict in enumerate(Verdict)}
     for pair in pairs:
         pair.regressions = _regressions(pair)
     pairs.sort(key=attrgetter("shift"), reverse=True)
     pairs.sort(key=lambda pair: (not pair.regressions, not pair.changed, order[pair.verdict]))
-    groups = _groups(timed, base, new, margin)
+    groups = _groups(timed, *steady, margin)
     return Comparison(
         base=base,
         new=new,
@@ -297,7 +304,8 @@ def _mean(pairs: Sequence[Pair], base: Side, new: Side) -> Effect:
         sides = [_means([side.cells[pair.key] for pair in pairs]) for side in (new, base)]
         if all(len(means) >= LEAST_RUNS for means in sides):
             return Effect(estimates.welch(*sides), Way.RUNS)
-    return Effect(estimates.mean([math.log(effect.ratio.location) for effect in effects]), Way.CELLS)
+    way = Way.CELLS if any(pair.rest is None for pair in pairs) else Way.REST
+    return Effect(estimates.mean([math.log(effect.ratio.location) for effect in effects]), way)
 
 
 def _means(cells: Sequence[Sequence[Outcome]]) -> list[float]:
@@ -310,6 +318,7 @@ def _means(cells: Sequence[Sequence[Outcome]]) -> list[float]:
 
 def _group(name: str, pairs: Sequence[Pair], effect: Effect, verdict: Verdict) -> Group:
     ratios = [pair.effect.ratio.location for pair in pairs if pair.effect]
+    rested = [pair.rest for pair in pairs if pair.rest]
     return Group(
         name=name,
         cells=len(pairs),
@@ -319,4 +328,5 @@ def _group(name: str, pairs: Sequence[Pair], effect: Effect, verdict: Verdict) -
         most=max(ratios),
         base_s=math.fsum(pair.base.median_s or 0.0 for pair in pairs),
         new_s=math.fsum(pair.new.median_s or 0.0 for pair in pairs),
+        rest=statistics.geometric_mean(rested) if len(rested) == len(pairs) else None,
     )

@@ -43,12 +43,14 @@ class Way(StrEnum):
     TURNS = "times taken in turns"
     RUNS = "three runs or more a side"
     CALIBRATION = "the calibration of this machine"
+    REST = "its cells beside those of unchanged implementations"
     CELLS = "the spread of the cells compared"
     WITHIN = "what differs within one run"
 
 
 SURE = (Way.TURNS, Way.RUNS, Way.CALIBRATION)
-"""They know how far two equal runs lie apart; `CELLS` guesses it, `WITHIN` does not know."""
+"""They know how far two equal runs lie apart; `CELLS` guesses it, `REST` of what the machine's speed leaves, and `WITHIN`
+does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,10 @@ def judged(effects: Sequence[Effect], margin: float) -> list[Verdict]:
 
     `slower` and `faster`: the ratio is beyond the margin, by p-values that Holm's correction makes hold for the whole
     family. `same`: its 95 % interval lies within. Where the spread between runs is not known well, a ratio is at
-    most `likely`: beyond the margin, `SUSPECT` and `FLOORS` times its half interval.
+    most `likely`: beyond the margin, `SUSPECT` and `FLOORS` times its half interval, or by such a p-value of
+    `Way.REST` and `SUSPECT`.
     """
-    sure = [place for place, effect in enumerate(effects) if effect.way in SURE and not effect.noisy]
+    sure = [p for p, effect in enumerate(effects) if effect.way in (*SURE, Way.REST) and not effect.noisy]
     p_values = estimates.holm([estimates.beyond(effects[place].ratio, margin) for place in sure])
     told = {place for place, p in zip(sure, p_values, strict=True) if p <= LEVEL}
     return [_verdict(effect, margin, place in told) for place, effect in enumerate(effects)]
@@ -78,11 +81,11 @@ def _verdict(effect: Effect, margin: float, told: bool) -> Verdict:
     ratio = effect.ratio
     if effect.noisy:
         return Verdict.UNCLEAR
-    if told:
+    if told and effect.way in SURE:
         return Verdict.SLOWER if ratio.location > 1 else Verdict.FASTER
-    half = estimates.half_width(ratio)
     if effect.way not in SURE:
-        least = max(math.log1p(max(SUSPECT, margin)), FLOORS * (half or 0.0))
+        floor = 0.0 if told else FLOORS * (estimates.half_width(ratio) or 0.0)
+        least = max(math.log1p(max(SUSPECT, margin)), floor)
         if abs(math.log(ratio.location)) > least:
             return Verdict.LIKELY_SLOWER if ratio.location > 1 else Verdict.LIKELY_FASTER
     if ratio.low is None or ratio.high is None or effect.way is Way.WITHIN:

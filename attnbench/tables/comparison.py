@@ -20,9 +20,11 @@ _BAD = (
     *(Verdict.SLOWER, Verdict.LIKELY_SLOWER),
 )
 _GOOD = (Verdict.FIXED, Verdict.FASTER, Verdict.LIKELY_FASTER)
-_CELLS = ("verdict", "implementation", "cell", "base", "new", "ratio", "95 % interval", "also")
-_GROUPS = ("implementation", "cells", "ratio", "95 % interval", "least", "most", "base", "new", "verdict")
-_RIGHT = ("cells", "base", "new", "ratio", "least", "most")
+_CELLS = ("verdict", "implementation", "cell", "base", "new", "rest", "ratio", "95 % interval", "also")
+_GROUPS = (
+    *("implementation", "cells", "rest", "ratio", "95 % interval", "least", "most", "base", "new", "verdict"),
+)
+_RIGHT = ("cells", "base", "new", "rest", "ratio", "least", "most")
 
 
 def chosen(comparison: Comparison, everything: bool) -> list[Pair]:
@@ -138,6 +140,11 @@ def _legend(comparison: Comparison) -> list[str]:
         f"ratio: time of new over base, of several cells their geometric mean; intervals rest on {said}; `slower` "
         "and `faster` hold for all cells together"
     ]
+    if any(pair.rest for pair in comparison.pairs):
+        lines.append(
+            "rest: the same of the implementations whose code has not changed, on the same problem; what moved "
+            "all of them was the machine, and ratios are divided by it"
+        )
     if ways & {Way.CELLS, Way.WITHIN}:
         lines.append(
             "how far two runs lie apart here is not known, so a change is at most `likely`: measure three runs a "
@@ -163,6 +170,7 @@ def _rows(pairs: Sequence[Pair], margin: float) -> tuple[str, list[list[str]]]:
                 clean(" ".join(word for word in label if word not in common)),
                 _end(pair.base),
                 _end(pair.new),
+                _ratio(pair.rest) if pair.rest else "",
                 _ratio(ratio.location) if ratio else "",
                 _interval(ratio) if ratio else "",
                 _also(pair),
@@ -193,6 +201,7 @@ def _group_row(group: Group, margin: float) -> list[str]:
     return [
         clean(group.name) or "all",
         str(group.cells),
+        _ratio(group.rest) if group.rest else "",
         _ratio(interval.location),
         _interval(interval),
         _ratio(group.least),
@@ -290,6 +299,7 @@ def _record(pair: Pair) -> dict[str, Any]:
         **dict(zip(KEY, pair.key, strict=True)),
         "verdict": pair.verdict.value,
         "regressions": "+".join(pair.regressions),
+        "rest": pair.rest,
         **_effect_record(effect),
         "memory": pair.memory,
         "accuracy": pair.accuracy,
@@ -331,6 +341,7 @@ def document(comparison: Comparison, kinds: Collection[str], *, everything: bool
         return {
             "implementation": one.name or None,
             "cells": one.cells,
+            "rest": one.rest,
             **_effect_record(one.effect),
             "least": one.least,
             "most": one.most,
