@@ -103,6 +103,24 @@ def mean(values: Sequence[float]) -> Interval:
     return _around(_mean(values), _t(degrees) * math.sqrt(_variance(values) / len(values)), degrees)
 
 
+def apart(intervals: Sequence[Interval]) -> float:
+    """Standard deviation of true ratios beyond what their own intervals explain (DerSimonian & Laird 1986, equation 9).
+
+    Zero of fewer than two with an interval that is not a point.
+    """
+    logs, weights = [], []
+    for one in intervals:
+        if (half := half_width(one)) and one.degrees:
+            logs.append(math.log(one.location))
+            weights.append((_t(one.degrees) / half) ** 2)
+    if len(logs) < 2:
+        return 0.0
+    total = math.fsum(weights)
+    middle = math.fsum(w * log for w, log in zip(weights, logs, strict=True)) / total
+    excess = math.fsum(w * (log - middle) ** 2 for w, log in zip(weights, logs, strict=True)) - len(logs) + 1
+    return math.sqrt(max(0.0, excess / (total - math.fsum(w * w for w in weights) / total)))
+
+
 def half_of(error: float, degrees: float) -> float:
     """Half of a 95 % interval from a standard error and its degrees of freedom."""
     return _t(degrees) * error

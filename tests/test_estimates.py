@@ -11,6 +11,7 @@ from scipy.stats import binom, ttest_ind
 
 from attnbench.estimates import (
     Interval,
+    apart,
     beyond,
     block_value,
     crossings,
@@ -277,6 +278,21 @@ def test_the_interval_and_the_p_value_agree() -> None:
 
     assert at_the_edge.low == pytest.approx(1.03)
     assert beyond(at_the_edge, 0.03) == pytest.approx(0.05)
+
+
+def test_what_lies_apart_beyond_its_intervals_is_dersimonian_and_lairds() -> None:
+    alike = [widened(0.1, [half_of(0.02, 9)], 9)] * 5
+    assert apart(alike) == 0
+    assert apart([*alike[:1], widened(0.5, [0.0], 9)]) == 0  # a point has no weight
+
+    rng = np.random.default_rng(12)
+    true, errors = 0.05, rng.uniform(0.01, 0.04, (400, 30))
+    shifts = rng.normal(0, np.hypot(true, errors))
+    found = [
+        apart([widened(shift, [half_of(error, 15)], 15) for shift, error in zip(*row, strict=True)])
+        for row in zip(shifts.tolist(), errors.tolist(), strict=True)
+    ]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(true, rel=0.05)
 
 
 def test_holms_correction_is_what_the_paper_does() -> None:

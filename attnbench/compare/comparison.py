@@ -9,9 +9,9 @@ from operator import attrgetter
 
 from attnbench import calibration, estimates
 from attnbench.calibration import Calibration
+from attnbench.compare.beside import besides
 from attnbench.compare.differences import PROTOCOL, UNGATED, Difference, differences
 from attnbench.compare.pairs import Pair, accuracy_change, by_status, memory_change, together
-from attnbench.compare.rest import Rests, at_one_speed, rests, slowed
 from attnbench.compare.sides import Side
 from attnbench.compare.verdicts import MARGIN, Effect, Verdict, Way, judged
 from attnbench.errors import ResultsError
@@ -49,15 +49,16 @@ class Group:
     cells: int
     effect: Effect
     """Geometric mean of the ratios."""
+    beside: Effect | None
+    """Of the ratios over those of the implementations that have not changed, where that is known."""
     verdict: Verdict
+    """The worse of what both say, or what one alone can tell."""
     least: float
     most: float
     """Of the ratios."""
     base_s: float
     new_s: float
     """Sums of the medians."""
-    rest: float | None
-    """Geometric mean of the cells' `Pair.rest`; None where one has none."""
 
     @property
     def regressed(self) -> bool:
@@ -118,21 +119,18 @@ def compare(
             f"{base.name} and {new.name} have no cell in common",
             hint="a cell is problem, implementation, device, threads, cache and clock together",
         )
+    differ = any(difference.kind in UNGATED for difference in found)
     pairs = [_pair(key, outcomes, new.cells.get(key, ())) for key, outcomes in base.cells.items()]
     pairs += [_pair(key, (), outcomes) for key, outcomes in new.cells.items() if key not in base.cells]
     unclear = Verdict.UNCLEAR
     timed = [pair for pair in pairs if pair.verdict is unclear]
-    rested: Rests = {} if turns else rests(base, new, found)
-    for pair in timed if rested else ():
-        pair.rest = slowed(rested[pair.key], len(base.runs)) if pair.key in rested else None
-    steady = at_one_speed(base, new, rested)
-    _judge(timed, *steady, margin, turns or {})
+    _judge(timed, base, new, margin, turns or {})
     order = {verdict: place for place, verdict in enumerate(Verdict)}
     for pair in pairs:
         pair.regressions = _regressions(pair)
     pairs.sort(key=attrgetter("shift"), reverse=True)
     pairs.sort(key=lambda pair: (not pair.regressions, not pair.changed, order[pair.verdict]))
-    groups = _groups(timed, *steady, margin)
+    groups = _groups(timed, base, new, margin, {} if turns or differ else besides(base, new, LEAST_RUNS))
     return Comparison(
         base=base,
         new=new,
@@ -270,20 +268,33 @@ def _torch(run: Run) -> str | None:
 # ---------------------------------------------------------------- groups
 
 
-def _groups(pairs: Sequence[Pair], base: Side, new: Side, margin: float) -> list[Group]:
+def _groups(
+    pairs: Sequence[Pair], base: Side, new: Side, margin: float, beside: Mapping[str, Effect]
+) -> list[Group]:
     """All pairs together, then those of each implementation."""
     if not pairs:
         return []
     members: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         members[pair.key[1]].append(pair)
-    parts = [("", list(pairs)), *members.items()]
-    effects = [_mean(part, base, new) for _, part in parts]
-    verdicts = [*judged(effects[:1], margin), *judged(effects[1:], margin)]
+    overall, *effects = [_mean(part, base, new) for part in (list(pairs), *members.values())]
+    more = [name for name in members if name in beside]
+    verdicts = judged([*effects, *(beside[name] for name in more)], margin)
+    seen = dict(zip(more, verdicts[len(effects) :], strict=True))
     return [
-        _group(name, part, effect, verdict)
-        for (name, part), effect, verdict in zip(parts, effects, verdicts, strict=True)
+        _group("", pairs, overall, None, *judged([overall], margin)),
+        *(
+            _group(name, part, effect, beside.get(name), _worse(verdict, seen.get(name, verdict)))
+            for (name, part), effect, verdict in zip(members.items(), effects, verdicts, strict=False)
+        ),
     ]
+
+
+def _worse(verdict: Verdict, beside: Verdict) -> Verdict:
+    """Of two on the same cells: what is slower, else what is faster, else the first."""
+    order = list(Verdict)
+    told = [one for one in (verdict, beside) if one not in (Verdict.SAME, Verdict.UNCLEAR)]
+    return min(told, key=order.index) if told else verdict
 
 
 def _mean(pairs: Sequence[Pair], base: Side, new: Side) -> Effect:
@@ -304,8 +315,7 @@ def _mean(pairs: Sequence[Pair], base: Side, new: Side) -> Effect:
         sides = [_means([side.cells[pair.key] for pair in pairs]) for side in (new, base)]
         if all(len(means) >= LEAST_RUNS for means in sides):
             return Effect(estimates.welch(*sides), Way.RUNS)
-    way = Way.CELLS if any(pair.rest is None for pair in pairs) else Way.REST
-    return Effect(estimates.mean([math.log(effect.ratio.location) for effect in effects]), way)
+    return Effect(estimates.mean([math.log(effect.ratio.location) for effect in effects]), Way.CELLS)
 
 
 def _means(cells: Sequence[Sequence[Outcome]]) -> list[float]:
@@ -316,17 +326,18 @@ def _means(cells: Sequence[Sequence[Outcome]]) -> list[float]:
     return [statistics.fmean(run) for run in runs if len(run) == len(cells)]
 
 
-def _group(name: str, pairs: Sequence[Pair], effect: Effect, verdict: Verdict) -> Group:
+def _group(
+    name: str, pairs: Sequence[Pair], effect: Effect, beside: Effect | None, verdict: Verdict
+) -> Group:
     ratios = [pair.effect.ratio.location for pair in pairs if pair.effect]
-    rested = [pair.rest for pair in pairs if pair.rest]
     return Group(
         name=name,
         cells=len(pairs),
         effect=effect,
+        beside=beside,
         verdict=verdict,
         least=min(ratios),
         most=max(ratios),
         base_s=math.fsum(pair.base.median_s or 0.0 for pair in pairs),
         new_s=math.fsum(pair.new.median_s or 0.0 for pair in pairs),
-        rest=statistics.geometric_mean(rested) if len(rested) == len(pairs) else None,
     )

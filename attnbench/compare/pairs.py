@@ -37,9 +37,6 @@ class Pair:
     new: Outcome
     verdict: Verdict
     effect: Effect | None = None
-    """How many times as long as before; where `rest` is known, divided by that."""
-    rest: float | None = None
-    """The same of the unchanged implementations beside it."""
     memory: str = ""
     """`bigger`, `smaller` or empty."""
     accuracy: str = ""

@@ -43,14 +43,13 @@ class Way(StrEnum):
     TURNS = "times taken in turns"
     RUNS = "three runs or more a side"
     CALIBRATION = "the calibration of this machine"
-    REST = "its cells beside those of unchanged implementations"
+    BESIDE = "its cells beside those of unchanged implementations"
     CELLS = "the spread of the cells compared"
     WITHIN = "what differs within one run"
 
 
 SURE = (Way.TURNS, Way.RUNS, Way.CALIBRATION)
-"""They know how far two equal runs lie apart; `CELLS` guesses it, `REST` of what the machine's speed leaves, and `WITHIN`
-does not know."""
+"""They know how far two equal runs lie apart; `BESIDE` and `CELLS` guess it, `WITHIN` does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +68,9 @@ def judged(effects: Sequence[Effect], margin: float) -> list[Verdict]:
     `slower` and `faster`: the ratio is beyond the margin, by p-values that Holm's correction makes hold for the whole
     family. `same`: its 95 % interval lies within. Where the spread between runs is not known well, a ratio is at
     most `likely`: beyond the margin, `SUSPECT` and `FLOORS` times its half interval, or by such a p-value of
-    `Way.REST` and `SUSPECT`.
+    `Way.BESIDE` and `SUSPECT`.
     """
-    sure = [p for p, effect in enumerate(effects) if effect.way in (*SURE, Way.REST) and not effect.noisy]
+    sure = [p for p, effect in enumerate(effects) if effect.way in (*SURE, Way.BESIDE) and not effect.noisy]
     p_values = estimates.holm([estimates.beyond(effects[place].ratio, margin) for place in sure])
     told = {place for place, p in zip(sure, p_values, strict=True) if p <= LEVEL}
     return [_verdict(effect, margin, place in told) for place, effect in enumerate(effects)]

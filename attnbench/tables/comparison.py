@@ -20,11 +20,12 @@ _BAD = (
     *(Verdict.SLOWER, Verdict.LIKELY_SLOWER),
 )
 _GOOD = (Verdict.FIXED, Verdict.FASTER, Verdict.LIKELY_FASTER)
-_CELLS = ("verdict", "implementation", "cell", "base", "new", "rest", "ratio", "95 % interval", "also")
+_CELLS = ("verdict", "implementation", "cell", "base", "new", "ratio", "95 % interval", "also")
 _GROUPS = (
-    *("implementation", "cells", "rest", "ratio", "95 % interval", "least", "most", "base", "new", "verdict"),
+    *("implementation", "cells", "ratio", "95 % interval", "least", "most", "base", "new"),
+    *("beside others", "verdict"),
 )
-_RIGHT = ("cells", "base", "new", "rest", "ratio", "least", "most")
+_RIGHT = ("cells", "base", "new", "ratio", "least", "most")
 
 
 def chosen(comparison: Comparison, everything: bool) -> list[Pair]:
@@ -140,10 +141,10 @@ def _legend(comparison: Comparison) -> list[str]:
         f"ratio: time of new over base, of several cells their geometric mean; intervals rest on {said}; `slower` "
         "and `faster` hold for all cells together"
     ]
-    if any(pair.rest for pair in comparison.pairs):
+    if any(group.beside for group in comparison.groups):
         lines.append(
-            "rest: the same of the implementations whose code has not changed, on the same problem; what moved "
-            "all of them was the machine, and ratios are divided by it"
+            "beside others: the ratio over the median of those of the implementations that have not changed, problem by "
+            "problem, with its 95 % interval; what moves all alike, as the machine does, is not in it"
         )
     if ways & {Way.CELLS, Way.WITHIN}:
         lines.append(
@@ -170,7 +171,6 @@ def _rows(pairs: Sequence[Pair], margin: float) -> tuple[str, list[list[str]]]:
                 clean(" ".join(word for word in label if word not in common)),
                 _end(pair.base),
                 _end(pair.new),
-                _ratio(pair.rest) if pair.rest else "",
                 _ratio(ratio.location) if ratio else "",
                 _interval(ratio) if ratio else "",
                 _also(pair),
@@ -201,15 +201,19 @@ def _group_row(group: Group, margin: float) -> list[str]:
     return [
         clean(group.name) or "all",
         str(group.cells),
-        _ratio(group.rest) if group.rest else "",
         _ratio(interval.location),
         _interval(interval),
         _ratio(group.least),
         _ratio(group.most),
         seconds_text(group.base_s),
         seconds_text(group.new_s),
+        _beside(group.beside),
         verdict_text(group.verdict, margin) if group.name else "",
     ]
+
+
+def _beside(effect: Effect | None) -> str:
+    return f"{_ratio(effect.ratio.location)} ({_interval(effect.ratio)})" if effect else ""
 
 
 # ---------------------------------------------------------------- text and Markdown
@@ -299,7 +303,6 @@ def _record(pair: Pair) -> dict[str, Any]:
         **dict(zip(KEY, pair.key, strict=True)),
         "verdict": pair.verdict.value,
         "regressions": "+".join(pair.regressions),
-        "rest": pair.rest,
         **_effect_record(effect),
         "memory": pair.memory,
         "accuracy": pair.accuracy,
@@ -341,12 +344,12 @@ def document(comparison: Comparison, kinds: Collection[str], *, everything: bool
         return {
             "implementation": one.name or None,
             "cells": one.cells,
-            "rest": one.rest,
             **_effect_record(one.effect),
             "least": one.least,
             "most": one.most,
             "base_s": one.base_s,
             "new_s": one.new_s,
+            **{f"beside_{name}": value for name, value in _effect_record(one.beside).items()},
             "verdict": one.verdict.value,
         }
 
