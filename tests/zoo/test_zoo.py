@@ -173,7 +173,7 @@ def table(title: str, rows: Iterable[Iterable[str]]) -> str:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(4800)
 def test_the_whole_zoo(tmp_path: Path) -> None:
     """Prints every verdict, and writes the table even where something has escaped."""
     ratios: dict[tuple[str, str, str], float] = {}
