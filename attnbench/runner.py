@@ -438,7 +438,8 @@ class Runner:
         patient = self._side(job.cell).patient
         canary = patient.start(WORKER)
         try:
-            answer = self._ask(canary, self._message("canary", job, device), "in its first calls")
+            message = self._message("canary", job, device) | {"cores": self._place(job, device)}
+            answer = self._ask(canary, message, "in its first calls")
             canary.say({"op": "memory"})  # while the judge judges
             accuracy = judges[patient].verdict(answer)
             memory = Memory(**self._answer(canary, "while its memory was measured"))
@@ -448,6 +449,10 @@ class Runner:
         return Candidate(
             planned=job, answer=answer, accuracy=accuracy, memory=memory, course=course, canary=canary
         )
+
+    def _place(self, job: Planned, device: Device) -> list[int]:
+        """Cores for a job, as many as it has threads; empty where it may be anywhere."""
+        return environment.place(job.cell.threads, self._random) if device.kind == "cpu" else []
 
     def _course(self, call_s: float) -> Course:
         return Course(call_s=call_s, budget_s=self.plan.budget_s, launches=self.plan.launches)
@@ -533,8 +538,7 @@ class Runner:
                 break
             for cohort in cohorts:
                 racing = [c for c in cohort if c.planned.cell.key not in ended]
-                threads = cohort[0].planned.cell.threads
-                cores = environment.place(threads, self._random) if device.kind == "cpu" else []
+                cores = self._place(cohort[0].planned, device)
                 self._random.shuffle(racing)
                 for candidate in list(racing):
                     candidate.course.begin(launch)
