@@ -61,6 +61,7 @@ def tires(channel):
 """
 
 PLUGIN = """
+import gc
 import os
 import random
 import time
@@ -116,9 +117,8 @@ def kept(inputs):
 
 
 def placed(inputs):
-    cores = os.sched_getaffinity(0)
-    if len(cores) == 1:  # while it is timed
-        raise RuntimeError(f"on {cores}")
+    if not gc.isenabled():  # while it is timed
+        raise RuntimeError(f"on {os.sched_getaffinity(0)}")
     return fused(inputs)
 
 
