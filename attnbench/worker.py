@@ -60,7 +60,7 @@ _SAVED = 1.5
 """An implementation that answers known values faster by more than this factor ..."""
 _SAVED_S = 20e-6
 """... and by more than this remembers answers."""
-_REPEATED, _REPEATED_S = 256, 0.25
+_REPEATED, _REPEATED_S = 256, 0.1
 """Calls between those of a pair, and their time, at the most: it may remember only what comes often."""
 _HARD = resource.getrlimit(resource.RLIMIT_DATA)[1]
 """Negative where there is none."""
