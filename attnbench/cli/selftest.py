@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from attnbench import __version__, calibration, selftest
 from attnbench.cli import display
+from attnbench.environment import available_cores
 from attnbench.errors import UserError
 from attnbench.problem import suggestion
 from attnbench.selftest import Check
@@ -50,17 +51,21 @@ def _shown(checks: Iterator[Check], quiet: bool) -> Iterator[Check]:
 
 
 def _calibrate(as_json: bool) -> int:
-    try:
-        taken = selftest.calibrate(display.waiting)
-    except selftest.NotMeasuredError as error:
-        raise UserError(f"the machine could not be calibrated: {error}") from None
-    path = calibration.store(taken)
+    taken = []
+    for threads in sorted({1, available_cores()}):  # those that suites have
+        try:
+            one = selftest.calibrate(threads, display.waiting)
+        except selftest.NotMeasuredError as error:
+            raise UserError(f"the machine could not be calibrated: {error}") from None
+        path = calibration.store(one)
+        taken.append(one)
+        if not as_json:
+            print(
+                f"medians of {one.runs} runs lie {one.spread:.2%} apart (standard deviation) with torch {one.torch} "
+                f"in {one.threads} {'thread' if one.threads == 1 else 'threads'} on {one.device}",
+                flush=True,
+            )
     if as_json:
-        print(json.dumps(dataclasses.asdict(taken), indent=2))
-    else:
-        print(
-            f"medians of {taken.runs} runs lie {taken.spread:.2%} apart (standard deviation) with torch {taken.torch} "
-            f"in {taken.threads} threads on {taken.device}"
-        )
+        print(json.dumps([dataclasses.asdict(one) for one in taken], indent=2))
     print(path, file=sys.stderr)
     return 0

@@ -12,8 +12,8 @@ RUNS = 5
 IMPLEMENTATIONS = ("torch-sdpa", "torch-naive")
 
 
-def calibrate(waiting: lock.Waiting) -> Calibration:
-    """The spread between runs with all cores, each cell measured as by the preset `quick`.
+def calibrate(threads: int, waiting: lock.Waiting) -> Calibration:
+    """The spread between runs in so many threads, each cell measured as by the preset `quick`.
 
     `waiting` is told where another run has to end first.
 
@@ -23,13 +23,13 @@ def calibrate(waiting: lock.Waiting) -> Calibration:
     for _ in range(RUNS):
         with lock.held(["cpu"], waiting), Bench() as bench:
             for problem in (SMALL, MIDDLE):
-                rows = bench.measure(problem, IMPLEMENTATIONS, threads=bench.cores)
+                rows = bench.measure(problem, IMPLEMENTATIONS, threads=threads)
                 for name, row in rows.items():
                     medians[problem, name].append(timing(row).median_s)
     spread, degrees = pooled(list(medians.values()))
     return Calibration(
         device=str(environment.describe()["cpu"]["model"]),
-        threads=environment.available_cores(),
+        threads=threads,
         torch=version("torch"),
         spread=spread,
         degrees=degrees,

@@ -2,14 +2,14 @@
 
     python tests/benchmarks/pairs.py [--pairs 10] [--suite quick] [--slowdown 10%] [--keep DIR]
 
-Runs the suite in pairs, with one more implementation from a plugin in a temporary folder: torch's SDPA, which waits for a
-share of its own time. In the first half of the pairs it waits for none on either side, in the second half for
-`--slowdown` on the new side. Each pair is compared as it is, with a calibration of the machine that is taken first, and
-with a margin of 1 %; then the sides of all pairs together. With `quick` and ten pairs that is about 45 minutes. Run it
-with nothing else going on.
+Runs the suite in threes, with one more implementation from a plugin in a temporary folder: torch's SDPA, which waits for
+a share of its own time. It waits for none in the first two runs and for `--slowdown` in the third: the first two are a pair
+of equal runs, the last two one of a slowdown. Each pair is compared as it is, with a calibration of the machine that is
+taken first, and with a margin of 1 %; then the sides of all pairs together. With `quick` and ten threes that is about an
+hour. Run it with nothing else going on.
 
 Exits with 1 where more than one pair of equal runs has a `slower`, or where the slowdown was not named, or anything else
-was. `--keep` keeps the runs.
+was. `--keep` keeps the runs; those that are there already are not taken again.
 """
 
 import argparse
@@ -89,11 +89,13 @@ class Bench:
         return done
 
     def run(self, name: str, factor: float) -> str:
-        """A run of the suite; its folder."""
+        """A run of the suite, unless it is there already; its folder."""
         plugin = self.folder / f"waits-{factor:g}" / "paired.py"
         plugin.parent.mkdir(exist_ok=True)
         plugin.write_text(PLUGIN.format(name=NAME, factor=factor))
         folder = str(self.folder / name)
+        if (self.folder / name / "results.csv").exists():
+            return folder
         names = ",".join([*suites.load(self.suite).implementations, NAME])
         more = ["--set", f"implementations=[{names}]", "--plugin", str(plugin), "--quiet", "-o", folder]
         self.attnbench("run", self.suite, *self.words, *more)
@@ -129,23 +131,27 @@ def line(title: str, found: Mapping[str, Any]) -> str:
     return f"{title}: {told}; slower: {whole}; all {overall['ratio']:.3f}; {NAME}: {of_the_slow(found)}"
 
 
-def half(bench: Bench, pairs: int, name: str, factor: float) -> dict[str, list[Mapping[str, Any]]]:
-    """The documents of all pairs by way, each printed as it comes; last those of all pairs together."""
-    found: dict[str, list[Mapping[str, Any]]] = {way: [] for way in WAYS}
-    for at in range(pairs):
-        base, new = bench.run(f"{name}-base-{at}", 1.0), bench.run(f"{name}-new-{at}", factor)
-        for way, document in bench.compared(base, new).items():
-            found[way].append(document)
-            print(line(f"{name} {at + 1}, {way}", document), flush=True)
-    sides = [str(bench.folder / f"{name}-{side}-*") for side in ("base", "new")]
-    print(line(f"{name}, {pairs} runs a side", bench.compared(*sides)[WAYS[0]]), flush=True)
-    return found
+def threes(bench: Bench, number: int, slow: float) -> tuple[dict[str, list[Mapping[str, Any]]], ...]:
+    """The documents of the equal pairs by way, and those of the slowed ones, each printed as it comes; last all runs together."""
+    factors = {"base": 1.0, "new": 1.0, "slowed": slow}
+    pairs = {"equal": ("base", "new"), "slowed": ("new", "slowed")}
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {name: {way: [] for way in WAYS} for name in pairs}
+    for at in range(number):
+        runs = {name: bench.run(f"{name}-{at}", factor) for name, factor in factors.items()}
+        for name, (base, new) in pairs.items():
+            for way, document in bench.compared(runs[base], runs[new]).items():
+                found[name][way].append(document)
+                print(line(f"{name} {at + 1}, {way}", document), flush=True)
+    for name, sides in pairs.items():
+        document = bench.compared(*(str(bench.folder / f"{side}-*") for side in sides))[WAYS[0]]
+        print(line(f"{name}, {number} runs a side", document), flush=True)
+    return tuple(found.values())
 
 
 @contextlib.contextmanager
 def kept(folder: str | None) -> Iterator[Path]:
     if folder is not None:
-        Path(folder).mkdir(parents=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         yield Path(folder).resolve()
     else:
         with tempfile.TemporaryDirectory() as name:
@@ -154,19 +160,18 @@ def kept(folder: str | None) -> Iterator[Path]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Pairs of runs of the same code, and of a slower plugin.")
-    parser.add_argument("--pairs", type=int, default=10, help="of each half")
+    parser.add_argument("--pairs", type=int, default=10, help="of each sort")
     parser.add_argument("--suite", default="quick")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for `run`")
     parser.add_argument("--slowdown", type=parse_share, default=0.1, metavar="SHARE", help="such as 10%%")
-    parser.add_argument("--keep", metavar="DIR", help="a new folder for the runs")
+    parser.add_argument("--keep", metavar="DIR", help="a folder for the runs")
     arguments = parser.parse_args()
     pairs, slow = arguments.pairs, 1 + arguments.slowdown
     with kept(arguments.keep) as folder:
         words = [word for one in arguments.set for word in ("--set", one)]
         bench = Bench(folder=folder, suite=arguments.suite, words=words)
         print(bench.attnbench("selftest", "--calibrate").stdout.strip(), flush=True)
-        same = half(bench, pairs, "same", 1.0)
-        slowed = half(bench, pairs, "slowed", slow)
+        same, slowed = threes(bench, pairs, slow)
     failed = False
     for way in WAYS[:2]:
         sure = sum(bool(named(one, "slower")) for one in same[way])
