@@ -20,7 +20,7 @@ from attnbench.calibration import Calibration
 from attnbench.cli import main
 from attnbench.compare import INTERLEAVED_MARGIN, MARGIN, Effect, Verdict, Way, judged
 from attnbench.estimates import Interval, half_of, ratio, welch, widened
-from attnbench.records import Cell, Memory, Result, Run, Status, Timing
+from attnbench.records import Block, Cell, Memory, Result, Run, Status, Timing
 
 PROBLEM = "batch=1 seqlen=512 heads=2 head_dim=64 dtype=float32 mask=causal"
 KEY = {
@@ -213,6 +213,17 @@ def test_an_interval_of_its_own_must_be_passed_thrice() -> None:
 
     assert verdict(row(1e-3, **wide), row(1.06e-3, **wide)) == (0, "unclear")
     assert verdict(row(1e-3, **wide), row(1.6e-3, ci95_low_s=1.5e-3, ci95_high_s=1.7e-3)) == (
+        1,
+        "likely slower",
+    )
+
+
+def test_a_time_of_few_blocks_must_change_more_to_be_likely() -> None:
+    assert verdict(row(1e-3), row(1.7e-3)) == (1, "likely slower")  # by hand, without a grade
+    assert verdict(row(1e-3, grade="B"), row(1.7e-3, grade="B")) == (0, "unclear")
+    assert verdict(row(1e-3, grade="B"), row(2.5e-3, grade="B")) == (1, "likely slower")
+    own = {"ci95_low_s": 1.6e-3, "ci95_high_s": 1.8e-3, "grade": "B"}
+    assert verdict(row(1e-3, ci95_low_s=0.95e-3, ci95_high_s=1.05e-3, grade="B"), row(1.7e-3, **own)) == (
         1,
         "likely slower",
     )
@@ -827,7 +838,7 @@ def side_of(seconds: np.ndarray, **changes: Any) -> compare.Side:
 
 
 def on_a_restless_machine(
-    seed: int, slow: float = 1.0, runs: int = 1, apart: float = 0.0
+    seed: int, slow: float = 1.0, runs: int = 1, apart: float = 0.0, source: str = "1"
 ) -> Iterator[compare.Comparison]:
     """100 comparisons of 16 problems, each of which the machine computes at another speed in each run (15 %), each
     implementation with all of its cells too (`apart`), and each cell (3 %); `torch-0` is `slow` on the new side."""
@@ -837,18 +848,20 @@ def on_a_restless_machine(
         times += rng.normal(0, apart, (2 * runs, 6, 1)) if apart else 0.0
         times[runs:, 0] += math.log(slow)
         base, new = np.exp(times[:runs]), np.exp(times[runs:])
-        yield compare.compare(side_of(base), side_of(new, **{"source of plugin plugin-0": "1"}))
+        yield compare.compare(side_of(base), side_of(new, **{"source of plugin plugin-0": source}))
 
 
 @pytest.mark.parametrize(("runs", "apart"), [(1, 0.0), (1, 0.02), (5, 0.0), (5, 0.02)])
 def test_on_a_restless_machine_equals_are_alike_beside_each_other(runs: int, apart: float) -> None:
-    alarms = 0
+    alarms, suspected = 0, 0
     for found in on_a_restless_machine(8, runs=runs, apart=apart):
         effects = [group.beside for group in found.groups if group.beside]
         assert len(effects) == 6
         alarms += count(judged(effects, 0.0 if runs > 1 else MARGIN), *CHANGED) > 0
+        suspected += found.groups[0].verdict in CHANGED  # its source has changed, its time has not
 
     assert alarms <= binom.ppf(1 - MISTAKE, 100, 0.05)
+    assert suspected <= binom.ppf(1 - MISTAKE, 100, 0.05)
 
 
 @pytest.mark.parametrize(("runs", "verdict"), [(1, Verdict.LIKELY_SLOWER), (5, Verdict.SLOWER)])
@@ -864,6 +877,53 @@ def test_on_a_restless_machine_a_slower_implementation_is_named_by_those_beside_
         named += found.groups[0].verdict is slow is verdict
 
     assert named >= binom.ppf(MISTAKE, 100, 0.9)
+
+
+def test_what_has_another_source_is_judged_by_itself() -> None:
+    named = [
+        sum(
+            found.groups[0].verdict in (Verdict.SLOWER, Verdict.LIKELY_SLOWER)
+            for found in on_a_restless_machine(10, slow=1.08, apart=0.02, source=source)
+        )
+        for source in ("1", "0")
+    ]
+    assert named[0] > named[1] + 10
+
+
+def test_rounds_in_common_tell_more_than_medians() -> None:
+    names = [f"torch-{name}" for name in range(5)]
+
+    def stored(folder: str, short: str) -> str:
+        """A machine that is half as fast from the tenth round on, which one implementation does not see."""
+        blocks = [Block(round=at, launch=0, seconds=(1e-3 if at < 10 else 2e-3,) * 3) for at in range(20)]
+        rows = [
+            dataclasses.replace(
+                timed(
+                    1e-3 if name == short else 1.5e-3,
+                    implementation=name,
+                    problem=PROBLEM.replace("512", str(at)),
+                ),
+                blocks=tuple(blocks[: 10 if name == short else 20]),
+            )
+            for at in range(1, 6)
+            for name in names
+        ]
+        return run_folder(folder, *rows, journal=rows, run=OWNED)
+
+    base, new = stored("base", ""), stored("new", "torch-0")
+    whole, tables = (
+        compare.compare(compare.side(f"{base}{file}"), compare.side(f"{new}{file}")).groups[0].beside
+        for file in ("", "/results.csv")
+    )
+    assert whole is not None
+    assert tables is not None
+    assert whole.ratio.location == pytest.approx(1.0)
+    assert tables.ratio.location == pytest.approx(1 / 1.5)
+
+    Path("new/journal.jsonl").write_text("damaged\n{}\n")
+    damaged = compare.compare(compare.side(base), compare.side(new)).groups[0].beside
+    assert damaged is not None
+    assert damaged.ratio.location == pytest.approx(1 / 1.5)
 
 
 def test_the_others_of_one_beside_them_are_those_that_have_not_changed() -> None:

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from attnbench import calibration, estimates
 from attnbench.calibration import Calibration
-from attnbench.compare.beside import besides
+from attnbench.compare.beside import besides, by_source
 from attnbench.compare.differences import PROTOCOL, UNGATED, Difference, differences
 from attnbench.compare.pairs import Pair, accuracy_change, by_status, memory_change, together
 from attnbench.compare.sides import Side
@@ -28,6 +28,8 @@ LEAST_CELLS = 5
 """Fewer cells do not tell it either."""
 WIDEST = 0.05
 """Spread of cells above which it is change, not noise."""
+FEW = 0.2
+"""Half interval of a time of fewer than five blocks where the machine is not known: of three that scatter by 8 %."""
 _SLOWER = (Verdict.SLOWER, Verdict.LIKELY_SLOWER)
 _KIND_OF = {
     **dict.fromkeys(_SLOWER, "slower"),
@@ -50,7 +52,7 @@ class Group:
     effect: Effect
     """Geometric mean of the ratios."""
     beside: Effect | None
-    """Of the ratios over those of the implementations that have not changed, where that is known."""
+    """Beside the implementations that have not changed, where that is known."""
     verdict: Verdict
     """The worse of what both say, or what one alone can tell."""
     least: float
@@ -220,11 +222,13 @@ def _effect(
     if len(before) >= LEAST_RUNS and len(now) >= LEAST_RUNS:
         return Effect(estimates.welch(_logs(now), _logs(before)), Way.RUNS)
     noisy = any(outcome.grade == NOISY for side in (before, now) for outcome in side)
-    within = [half for half in (_within(before), _within(now)) if half is not None]
+    sides = [(side, _within(side)) for side in (before, now)]
+    within = [half for _, half in sides if half is not None]
     if known is not None:
         error = known.spread * math.sqrt(1 / len(before) + 1 / len(now))
         halves = [*within, estimates.half_of(error, known.degrees)]
         return Effect(estimates.widened(shift, halves, known.degrees), Way.CALIBRATION, noisy)
+    within += [FEW for side, half in sides if half is None and any(outcome.grade for outcome in side)]
     if spread is not None:
         halves = [*within, estimates.half_of(spread, degrees)]
         return Effect(estimates.widened(shift, halves, degrees), _CELLS, noisy)
@@ -278,14 +282,23 @@ def _groups(
     for pair in pairs:
         members[pair.key[1]].append(pair)
     overall, *effects = [_mean(part, base, new) for part in (list(pairs), *members.values())]
-    more = [name for name in members if name in beside]
-    verdicts = judged([*effects, *(beside[name] for name in more)], margin)
-    seen = dict(zip(more, verdicts[len(effects) :], strict=True))
+    alone = dict(zip(members, effects, strict=True))
+    verdicts: dict[str, Verdict] = {}
+    _, changed = by_source((*base.runs, *new.runs))
+    # which sources have changed is known before any time is: what one asks about is a family of its own, and may be suspected
+    for family, least in ((members.keys() & changed, 0.0), (members.keys() - changed, margin)):
+        both = [
+            (name, of[name]) for of in (alone, beside) for name in members if name in family and name in of
+        ]
+        for (name, _), verdict in zip(
+            both, judged([effect for _, effect in both], margin, least), strict=True
+        ):
+            verdicts[name] = _worse(verdicts.get(name, verdict), verdict)
     return [
         _group("", pairs, overall, None, *judged([overall], margin)),
         *(
-            _group(name, part, effect, beside.get(name), _worse(verdict, seen.get(name, verdict)))
-            for (name, part), effect, verdict in zip(members.items(), effects, verdicts, strict=False)
+            _group(name, part, alone[name], beside.get(name), verdicts[name])
+            for name, part in members.items()
         ),
     ]
 

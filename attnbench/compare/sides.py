@@ -1,7 +1,7 @@
 """One side of a comparison: a run or several, found by a path or a glob."""
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,16 @@ class Side:
     runs: tuple[Run, ...]
     cells: Mapping[CellKey, tuple[Outcome, ...]]
     """Each cell's outcomes, one a run that has it."""
+    paths: tuple[Path, ...] = ()
+    """Where the runs are, if they are stored."""
 
 
 def side(text: str) -> Side:
     """The run at a path, or the runs that a glob matches. Raises `ResultsError`."""
     runs: list[Run] = []
     cells: dict[CellKey, tuple[Outcome, ...]] = {}
-    for path in _paths(text):
+    paths = tuple(_paths(text))
+    for path in paths:
         try:
             run, found = results.load_outcomes(path)
         except ResultsError as error:
@@ -37,10 +40,10 @@ def side(text: str) -> Side:
         runs.append(run)
         for key, outcome in found.items():
             cells[key] = (*cells.get(key, ()), outcome)
-    return Side(name=text, runs=tuple(runs), cells=cells)
+    return Side(name=text, runs=tuple(runs), cells=cells, paths=paths)
 
 
-def _paths(text: str) -> list[Path]:
+def _paths(text: str) -> Sequence[Path]:
     if not glob.has_magic(text) or Path(text).exists():
         return [Path(text)]
     found = [path for path in map(Path, sorted(glob.glob(text, recursive=True))) if _is_run(path)]

@@ -62,16 +62,19 @@ class Effect:
     """Whether a time that it rests on has the worst grade."""
 
 
-def judged(effects: Sequence[Effect], margin: float) -> list[Verdict]:
+def judged(effects: Sequence[Effect], margin: float, beside: float | None = None) -> list[Verdict]:
     """The verdicts on a family of ratios, such as all cells of a comparison.
 
     `slower` and `faster`: the ratio is beyond the margin, by p-values that Holm's correction makes hold for the whole
     family. `same`: its 95 % interval lies within. Where the spread between runs is not known well, a ratio is at
-    most `likely`: beyond the margin, `SUSPECT` and `FLOORS` times its half interval, or by such a p-value of
-    `Way.BESIDE` and `SUSPECT`.
+    most `likely`: beyond the margin and `SUSPECT`, and either beyond `FLOORS` times its half interval, or of `Way.BESIDE` and
+    beyond the margin `beside`, or the same margin, by such a p-value.
     """
     sure = [p for p, effect in enumerate(effects) if effect.way in (*SURE, Way.BESIDE) and not effect.noisy]
-    p_values = estimates.holm([estimates.beyond(effects[place].ratio, margin) for place in sure])
+    margins = {Way.BESIDE: margin if beside is None else beside}
+    p_values = estimates.holm(
+        [estimates.beyond(effects[p].ratio, margins.get(effects[p].way, margin)) for p in sure]
+    )
     told = {place for place, p in zip(sure, p_values, strict=True) if p <= LEVEL}
     return [_verdict(effect, margin, place in told) for place, effect in enumerate(effects)]
 

@@ -5,7 +5,9 @@ import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from attnbench import plan, plugins, runner, suites
@@ -20,6 +22,7 @@ TINY = "batch=1 heads=2 head_dim=16 seqlen=16"
 SMALL = "batch=1 heads=4 head_dim=64 seqlen=128"
 MIDDLE = "batch=1 heads=8 head_dim=64 seqlen=384"
 
+NONE: Mapping[str, str] = MappingProxyType({})
 LATE_S = 270.0
 """What comes after takes up to half of the ten minutes that all checks may take."""
 
@@ -34,9 +37,16 @@ class Measures(Protocol):
         """Whether there is no time left to take anything again."""
 
     def measure(
-        self, problem: str, names: Sequence[str], *, threads: int = 1, settings: Sequence[str] = ()
+        self,
+        problem: str,
+        names: Sequence[str],
+        *,
+        threads: int = 1,
+        settings: Sequence[str] = (),
+        clocks: Mapping[str, str] = NONE,
     ) -> Mapping[str, Result]:
-        """A row for each implementation; `settings` are those of `--set`, the preset is `quick`."""
+        """A row for each implementation; `settings` are those of `--set`, the preset is `quick`. Those of which `clocks` has the
+        name are timed by that clock, `module:Class`."""
 
 
 class Bench(contextlib.AbstractContextManager["Bench"]):
@@ -63,16 +73,27 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
         return time.monotonic() - self._started_s > LATE_S
 
     def measure(
-        self, problem: str, names: Sequence[str], *, threads: int = 1, settings: Sequence[str] = ()
+        self,
+        problem: str,
+        names: Sequence[str],
+        *,
+        threads: int = 1,
+        settings: Sequence[str] = (),
+        clocks: Mapping[str, str] = NONE,
     ) -> dict[str, Result]:
         """As `Measures.measure`. Raises `UserError`."""
         suite = suites.suite_of_problem(problem, ["measure.preset=quick", *settings])
         cpu = Device(kind="cpu", cache_bytes=last_level_cache(threads) or 0)
         devices = plan.resolve(suite.devices, [cpu])
         made = plan.make(suite, self._registry, devices=devices, threads=threads, only=names)
+        cells = [
+            replace(planned, cell=replace(cell, clock=clocks.get(cell.implementation, cell.clock)))
+            for planned in made.cells
+            for cell in [planned.cell]
+        ]
         with tempfile.TemporaryDirectory(prefix="attnbench-selftest-") as folder:
             rows = runner.Runner(
-                plan=made,
+                plan=replace(made, cells=tuple(cells)),
                 suite=suite,
                 registry=self._registry,
                 server=self.server,

@@ -1,65 +1,55 @@
-"""Other timers in a process like that of a launch: forked from the same server, with the same step and threads."""
+"""Other timers as clocks of a worker: the same processes, inputs and rounds as ours, and only the timer differs."""
 
-import gc
-import statistics
 import timeit
-from collections.abc import Callable
+from abc import abstractmethod
+from math import ceil
+from time import perf_counter
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
-from attnbench import inputs, plugins, worker
-from attnbench.forkserver import Channel
-from attnbench.implementation import Prepared
-from attnbench.problem import Problem
-
-Step = Callable[[], Any]
-WARM = 15
+from attnbench.clocks import Before, Clock, Pace, Taken, nothing
+from attnbench.implementation import Step
 
 
-def _timeit(step: Step, seconds: float, threads: int) -> float:
-    calls = max(int(seconds / timeit.timeit(step, number=1)), 9)
-    return statistics.median(timeit.repeat(step, number=1, repeat=calls))
+class Rival(Clock):
+    """Samples as another tool takes them. It flags none."""
+
+    @abstractmethod
+    def seconds(self, step: Step, samples: int) -> list[float]:
+        """Of single calls, about so many."""
+
+    def take(self, step: Step, pace: Pace, before: Before = nothing) -> Taken:
+        begin = perf_counter()
+        for _ in range(pace.warm):
+            step()
+        seconds = self.seconds(step, pace.samples * pace.inner)
+        last = step()
+        return Taken(seconds=tuple(seconds), flagged=(), busy_s=perf_counter() - begin, last=last, inner=1)
 
 
-def _timer(step: Step, seconds: float, threads: int) -> float:
-    from torch.utils.benchmark import Timer
+class Timeit(Rival):
+    """`timeit`, single calls."""
 
-    timer = Timer("step()", globals={"step": step}, num_threads=threads)
-    calls = max(int(seconds / 3 / timer.timeit(1).median), 9)  # it warms up with two calls each time
-    return statistics.median(timer.timeit(1).median for _ in range(calls))
-
-
-def _autorange(step: Step, seconds: float, threads: int) -> float:
-    from torch.utils.benchmark import Timer
-
-    timer = Timer("step()", globals={"step": step}, num_threads=threads)
-    return float(timer.adaptive_autorange(min_run_time=min(seconds, 0.1), max_run_time=10 * seconds).median)
+    def seconds(self, step: Step, samples: int) -> list[float]:
+        return timeit.repeat(step, number=1, repeat=samples)
 
 
-TIMERS: dict[str, Callable[[Step, float, int], float]] = {
-    "timeit": _timeit,
-    "torch Timer": _timer,
-    "torch adaptive_autorange": _autorange,
-}
-"""Each takes about so many seconds and gives those of one call."""
+def _timer(step: Step) -> Any:
+    return Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
 
 
-def serve(channel: Channel) -> None:
-    """Answer one message: how long does a call of this implementation take, by this timer?"""
-    message = channel.receive()
-    assert message is not None
-    problem, threads = Problem.parse(message["problem"]), message["threads"]
-    worker.stay(message["cores"])
-    torch.set_num_threads(threads)
-    implementation = plugins.load(message["target"])[message["implementation"]]
-    made = inputs.make(
-        problem, kind="normal", seed=message["seed"], device="cpu", qkv_format=implementation.qkv_format
-    )
-    prepared = implementation.prepare(problem, made)
-    step = prepared.step if isinstance(prepared, Prepared) else prepared
-    gc.collect()
-    gc.disable()
-    for _ in range(WARM):
-        step()
-    channel.send({"seconds": TIMERS[message["timer"]](step, message["seconds"], threads)})
+class TorchTimer(Rival):
+    """torch's `Timer`, one call a block: it makes two more before each, so that there is time for a third of the blocks."""
+
+    def seconds(self, step: Step, samples: int) -> list[float]:
+        timer = _timer(step)
+        return [timer.timeit(1).median for _ in range(ceil(samples / 3))]
+
+
+class Autorange(Rival):
+    """torch's `Timer.adaptive_autorange`, which decides for itself how many calls it makes."""
+
+    def seconds(self, step: Step, samples: int) -> list[float]:
+        return [_timer(step).adaptive_autorange(min_run_time=0.1, max_run_time=2.0).median]

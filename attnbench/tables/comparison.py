@@ -143,8 +143,8 @@ def _legend(comparison: Comparison) -> list[str]:
     ]
     if any(group.beside for group in comparison.groups):
         lines.append(
-            "beside others: the ratio over the median of those of the implementations that have not changed, problem by "
-            "problem, with its 95 % interval; what moves all alike, as the machine does, is not in it"
+            "beside others: the ratio over that of each implementation that has not changed, and the median of these, problem "
+            "by problem, with its 95 % interval; what moves all alike, as the machine does, is not in it"
         )
     if ways & {Way.CELLS, Way.WITHIN}:
         lines.append(

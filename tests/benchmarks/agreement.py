@@ -1,11 +1,10 @@
 """How far the times of several tools lie from `timeit`'s on the quiet machine: quiet, and beside four busy processes.
 
     pip install pyperf
-    python tests/benchmarks/agreement.py [--rounds 5] [--without pyperf]
+    python tests/benchmarks/agreement.py [--launches 5] [--without pyperf]
 
-The calls are torch's SDPA on a small problem in one thread and on a middle one in all. attnbench (preset `quick`), `timeit`
-(median of single calls), torch's `Timer` (one call a block) and its `adaptive_autorange` have a fresh process each in each
-round, in random order; the median of the rounds counts. pyperf and pytest-benchmark run once, with their defaults and
+The calls are torch's SDPA on a small problem in one thread and on a middle one in all. attnbench, `timeit` (single calls),
+torch's `Timer` (one call a block) and its `adaptive_autorange` take their samples in the same rounds, in fresh processes. pyperf and pytest-benchmark run once, with their defaults and
 the same threads, started from the shell. Prints a Markdown table. Run it with nothing else going on.
 """
 
@@ -22,12 +21,14 @@ from pathlib import Path
 
 from attnbench.problem import parse_words, problem_from
 from attnbench.selftest import Bench
-from attnbench.selftest.agreement import OURS, turns
-from attnbench.selftest.bench import MIDDLE, SMALL
+from attnbench.selftest.agreement import RIVALS
+from attnbench.selftest.bench import MIDDLE, SMALL, timing
 from attnbench.selftest.contention import busy
-from attnbench.selftest.rivals import TIMERS
+from attnbench.selftest.specimens import SAMES
 
 BUSY = 4
+OURS = "attnbench"
+TIMERS = {**RIVALS, "torch adaptive_autorange": "attnbench.selftest.rivals:Autorange"}
 
 CALL = """
 import torch
@@ -74,12 +75,17 @@ SHELL: Mapping[str, tuple[str, Callable[[Path], float]]] = {
 """Tool -> the module that must be installed, and its median in seconds."""
 
 
-def measured(bench: Bench, text: str, threads: int, rounds: int, tools: list[str]) -> dict[str, float]:
+def measured(bench: Bench, text: str, threads: int, launches: int, tools: list[str]) -> dict[str, float]:
     """Seconds of a call, by tool."""
-    found = {
-        tool: statistics.median(seconds)
-        for tool, seconds in turns(bench, text, threads, tuple(TIMERS), rounds).items()
-    }
+    names = dict(zip((OURS, *TIMERS), SAMES, strict=False))
+    rows = bench.measure(
+        text,
+        tuple(names.values()),
+        threads=threads,
+        settings=(f"measure.launches={launches}", f"measure.budget={launches}s"),
+        clocks={names[tool]: clock for tool, clock in TIMERS.items()},
+    )
+    found = {tool: timing(rows[name]).median_s for tool, name in names.items()}
     problem = problem_from(parse_words(text))
     assert problem.uniform
     shape = f"{len(problem.sequences)}, {problem.heads_q}, {problem.uniform[0]}, {problem.head_dim}"
@@ -99,7 +105,7 @@ def measured(bench: Bench, text: str, threads: int, rounds: int, tools: list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Deviations from timeit on the quiet machine, by tool.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--launches", type=int, default=5)
     parser.add_argument("--without", action="append", default=[], help="pyperf or pytest-benchmark")
     arguments = parser.parse_args()
     tools = [
@@ -109,9 +115,9 @@ def main() -> None:
     ]
     with Bench() as bench:
         works = [(SMALL, 1), (MIDDLE, bench.cores)]
-        quiet = [measured(bench, text, threads, arguments.rounds, tools) for text, threads in works]
+        quiet = [measured(bench, text, threads, arguments.launches, tools) for text, threads in works]
         with busy(BUSY):
-            loaded = [measured(bench, text, threads, arguments.rounds, tools) for text, threads in works]
+            loaded = [measured(bench, text, threads, arguments.launches, tools) for text, threads in works]
     heads = [
         f"{text.partition(' ')[2]}, {threads} {'thread' if threads == 1 else 'threads'}, {state}"
         for text, threads in works

@@ -9,7 +9,7 @@ taken first, and with a margin of 1 %; then the sides of all pairs together. Wit
 hour. Run it with nothing else going on.
 
 Exits with 1 where more than one pair of equal runs has a `slower`, or where the slowdown was not named, or anything else
-was. `--keep` keeps the runs; those that are there already are not taken again.
+was. `--keep` keeps the runs and the calibration; what is there already is not taken again.
 """
 
 import argparse
@@ -170,7 +170,8 @@ def main() -> int:
     with kept(arguments.keep) as folder:
         words = [word for one in arguments.set for word in ("--set", one)]
         bench = Bench(folder=folder, suite=arguments.suite, words=words)
-        print(bench.attnbench("selftest", "--calibrate").stdout.strip(), flush=True)
+        if not (folder / "cache" / "attnbench" / "calibration.json").exists():
+            print(bench.attnbench("selftest", "--calibrate").stdout.strip(), flush=True)
         same, slowed = threes(bench, pairs, slow)
     failed = False
     for way in WAYS[:2]:
