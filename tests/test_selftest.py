@@ -408,6 +408,29 @@ def test_other_timers_may_differ_by_two_percent(factor: float, good: bool) -> No
     assert found[0].figure == pytest.approx(factor - 1, abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("scatter", "late", "measured"), [(1e-3, False, 2), (0.03, False, 6), (0.03, True, 2)]
+)
+def test_agreement_is_measured_until_it_is_known_well_enough(
+    scatter: float, late: bool, measured: int
+) -> None:
+    count = itertools.count()
+
+    def rows(name: str, settings: Sequence[str], rng: random.Random) -> Result:
+        next(count)
+        plain = row(name, 1.0, rng=rng)
+        blocks = [
+            dataclasses.replace(block, seconds=(math.exp(rng.gauss(0, scatter)),) * 3)
+            for block in plain.blocks
+        ]
+        return dataclasses.replace(plain, blocks=tuple(blocks))
+
+    paper = Paper(rows)
+    paper.late = late
+    list(agreement.checks(paper, quick=False))
+    assert next(count) == measured * 3
+
+
 def test_timers_without_rounds_in_common_are_no_pass() -> None:
     def rows(name: str, settings: Sequence[str], rng: random.Random) -> Result:
         whole = row(name, 1.0, rng=rng)

@@ -1,7 +1,11 @@
 """Agreement with other timers on the same step, which take their samples in the same rounds."""
 
-from collections.abc import Iterator
+import math
+import statistics
+from collections.abc import Iterator, Sequence
 
+from attnbench import estimates
+from attnbench.estimates import Interval
 from attnbench.selftest.bench import MIDDLE, SMALL, Measures, NotMeasuredError, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import SAMES
@@ -14,31 +18,47 @@ RIVALS = {
 }
 SETTINGS = ("measure.launches=10", "measure.budget=10s")
 QUICK_SETTINGS = ("measure.launches=3", "measure.budget=1500ms")
+MOST = 3
+"""So often all is measured, until the intervals are as narrow as the bound asks for, and nothing again once it is late."""
 
 
 def checks(bench: Measures, quick: bool) -> Iterator[Check]:
     """A check for each problem and rival."""
     ours, *names = SAMES[: 1 + len(RIVALS)]
     for problem, threads in [(SMALL, 1), (MIDDLE, bench.cores)][: 1 if quick else 2]:
-        rows = bench.measure(
-            problem,
-            (ours, *names),
-            threads=threads,
-            settings=QUICK_SETTINGS if quick else SETTINGS,
-            clocks=dict(zip(names, RIVALS.values(), strict=True)),
-        )
-        for row in rows.values():
-            timing(row)
-        for name, rival in zip(names, RIVALS, strict=True):
-            ratio = paired(rows[ours], rows[name])
-            if ratio is None or ratio.low is None or ratio.high is None:
-                raise NotMeasuredError(f"attnbench and {rival} have too few rounds in common")
+        found: dict[str, list[Interval]] = {rival: [] for rival in RIVALS}
+        for _ in range(MOST):
+            rows = bench.measure(
+                problem,
+                (ours, *names),
+                threads=threads,
+                settings=QUICK_SETTINGS if quick else SETTINGS,
+                clocks=dict(zip(names, RIVALS.values(), strict=True)),
+            )
+            for row in rows.values():
+                timing(row)
+            for name, rival in zip(names, RIVALS, strict=True):
+                if (ratio := paired(rows[ours], rows[name])) is None:
+                    raise NotMeasuredError(f"attnbench and {rival} have too few rounds in common")
+                found[rival].append(ratio)
+            ratios = {rival: _together(several) for rival, several in found.items()}
+            widths = [estimates.half_width(ratio) or 0.0 for ratio in ratios.values()]
+            if quick or bench.late or max(widths) <= BOUND / 2:
+                break
+        for rival, ratio in ratios.items():
+            off, low, high = (end - 1 for end in (ratio.location, ratio.low or 0.0, ratio.high or math.inf))
             yield Check(
                 name="agreement",
-                figure=ratio.location - 1,
+                figure=off,
                 bound=BOUND,
-                passed=abs(ratio.location - 1) <= BOUND,
+                passed=abs(off) <= BOUND,
                 text=f"attention of {problem}, {threads} {'thread' if threads == 1 else 'threads'}: "
-                f"{ratio.location - 1:+.2%} from {rival} ({ratio.low - 1:+.2%} to {ratio.high - 1:+.2%}), "
-                f"at most ±{BOUND:.0%}",
+                f"{off:+.2%} from {rival} ({low:+.2%} to {high:+.2%}), at most ±{BOUND:.0%}",
             )
+
+
+def _together(ratios: Sequence[Interval]) -> Interval:
+    """The geometric mean of independent ratios with its interval."""
+    halves = [(estimates.half_width(ratio) or 0.0) / len(ratios) for ratio in ratios]
+    degrees = min(ratio.degrees or 1.0 for ratio in ratios)
+    return estimates.widened(statistics.fmean(math.log(ratio.location) for ratio in ratios), halves, degrees)
