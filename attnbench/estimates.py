@@ -121,6 +121,15 @@ def apart(intervals: Sequence[Interval]) -> float:
     return math.sqrt(max(0.0, excess / (total - math.fsum(w * w for w in weights) / total)))
 
 
+def combined(middle: float, errors: Sequence[tuple[float, float]]) -> Interval:
+    """An interval around `middle`, a log, from independent standard errors on the log scale with their degrees of freedom, whose
+    sum has those of Satterthwaite (1946)."""
+    total = sum(error * error for error, _ in errors)
+    below = sum(error**4 / degrees for error, degrees in errors)
+    degrees = total * total / below if below else min(degrees for _, degrees in errors)
+    return _around(middle, _t(degrees) * math.sqrt(total), degrees)
+
+
 def half_of(error: float, degrees: float) -> float:
     """Half of a 95 % interval from a standard error and its degrees of freedom."""
     return _t(degrees) * error

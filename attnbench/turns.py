@@ -1,5 +1,7 @@
 """What two results that were measured in the same rounds say about the ratio of their times."""
 
+from collections.abc import Mapping
+
 from attnbench import estimates, noise
 from attnbench.estimates import LEAST_BLOCKS, Interval
 from attnbench.records import Result
@@ -9,12 +11,19 @@ LEAST_SHARE = 0.5
 may be slower, would stand for all."""
 
 
+Values = Mapping[tuple[int, int], float]
+
+
 def paired(result: Result, base: Result) -> Interval | None:
     """Time of `result` over that of `base` from the rounds that both have.
 
     None with fewer than five of them, or where they are less than half of the blocks of either.
     """
-    ours, theirs = _values(result), _values(base)
+    return over(values(result), values(base))
+
+
+def over(ours: Values, theirs: Values) -> Interval | None:
+    """As `paired`, of values that are known."""
     common = sorted(ours.keys() & theirs.keys())
     if len(common) < max(LEAST_BLOCKS, LEAST_SHARE * len(ours), LEAST_SHARE * len(theirs)):
         return None
@@ -25,7 +34,7 @@ def paired(result: Result, base: Result) -> Interval | None:
     return estimates.ratio(one, other)
 
 
-def _values(result: Result) -> dict[tuple[int, int], float]:
+def values(result: Result) -> Values:
     """Log medians of the blocks that count by launch and round."""
     return {
         (b.launch, b.round): estimates.block_value(b.seconds, b.flagged) for b in noise.counted(result.blocks)

@@ -222,6 +222,7 @@ def test_a_time_of_few_blocks_must_change_more_to_be_likely() -> None:
     assert verdict(row(1e-3), row(1.7e-3)) == (1, "likely slower")  # by hand, without a grade
     assert verdict(row(1e-3, grade="B"), row(1.7e-3, grade="B")) == (0, "unclear")
     assert verdict(row(1e-3, grade="B"), row(2.5e-3, grade="B")) == (1, "likely slower")
+    assert verdict(row(1e-3, grade="A"), row(1.7e-3, grade="A")) == (1, "likely slower")  # steady, so by hand
     own = {"ci95_low_s": 1.6e-3, "ci95_high_s": 1.8e-3, "grade": "B"}
     assert verdict(row(1e-3, ci95_low_s=0.95e-3, ci95_high_s=1.05e-3, grade="B"), row(1.7e-3, **own)) == (
         1,
@@ -851,7 +852,7 @@ def on_a_restless_machine(
         yield compare.compare(side_of(base), side_of(new, **{"source of plugin plugin-0": source}))
 
 
-@pytest.mark.parametrize(("runs", "apart"), [(1, 0.0), (1, 0.02), (5, 0.0), (5, 0.02)])
+@pytest.mark.parametrize(("runs", "apart"), [(1, 0.0), (1, 0.02), (1, 0.05), (5, 0.0), (5, 0.02)])
 def test_on_a_restless_machine_equals_are_alike_beside_each_other(runs: int, apart: float) -> None:
     alarms, suspected = 0, 0
     for found in on_a_restless_machine(8, runs=runs, apart=apart):
@@ -920,10 +921,67 @@ def test_rounds_in_common_tell_more_than_medians() -> None:
     assert whole.ratio.location == pytest.approx(1.0)
     assert tables.ratio.location == pytest.approx(1 / 1.5)
 
-    Path("new/journal.jsonl").write_text("damaged\n{}\n")
-    damaged = compare.compare(compare.side(base), compare.side(new)).groups[0].beside
-    assert damaged is not None
-    assert damaged.ratio.location == pytest.approx(1 / 1.5)
+    mixed = compare.compare(compare.side(base), compare.side("base/results.csv")).groups[0].beside
+    assert mixed is not None
+    assert mixed.ratio.location == 1.0  # medians on both sides
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("[0.001,", "[0.0,"),
+        ("[0.001,", "[-1.0,"),
+        ("[0.001,", '["x",'),
+        ("[0.001,", "[NaN,"),
+        ("[0.001, 0.001, 0.001]", "[]"),
+        ('"round": 3', '"round": [3]'),
+        ('"median_s": 0.001', '"median_s": 0.002'),  # of another run
+        ('{"', "damaged"),
+    ],
+    ids=str,
+)
+def test_what_a_journal_says_that_cannot_be_is_not_heard(damage: tuple[str, str]) -> None:
+    blocks = tuple(Block(round=at, launch=0, seconds=(1e-3,) * 3) for at in range(8))
+    rows = [
+        dataclasses.replace(
+            timed(1e-3, implementation=f"torch-{name}", problem=PROBLEM.replace("512", str(at))),
+            blocks=blocks,
+        )
+        for at in range(1, 6)
+        for name in range(5)
+    ]
+    journal = Path(run_folder("new", *rows, journal=rows, run=OWNED)) / "journal.jsonl"
+    run_folder("base", *rows, journal=rows, run=OWNED)
+    first, *rest = [json.dumps(json.loads(line)) for line in journal.read_text().splitlines()]
+    assert damage[0] in first
+    journal.write_text("\n".join([first.replace(*damage), *rest, ""]))
+
+    groups = compare.compare(compare.side("base"), compare.side("new")).groups
+
+    assert [group.beside.ratio.location for group in groups if group.beside] == [1.0] * 5
+
+
+def test_of_many_problems_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = np.ones((1, 6, 40))
+    slow[:, 0, ::2] = 1.2
+    pairs = 6 * 5 // 2
+    found = {}
+    for problems in (20, 4):
+        monkeypatch.setattr(compare.beside, "MOST_PAIRS", problems * pairs)
+        effect = compare.compare(side_of(np.ones((1, 6, 40))), side_of(slow)).groups[0].beside
+        found[problems] = effect and effect.ratio.location
+    assert found[20] == pytest.approx(math.sqrt(1.2), rel=0.05)
+    assert found[4] is None
+
+
+def test_the_base_of_a_run_of_two_sides_has_a_source_of_its_own() -> None:
+    owners = {"mine": "a", "mine@base": "a"}
+    runs = [
+        header(owners=owners, fingerprint={"source of plugin a": ours, "source of plugin a of the base": "0"})
+        for ours in ("1", "2")
+    ]
+    runs = [dataclasses.replace(run, run_id="a", fingerprint={**run.fingerprint}) for run in runs]
+    assert compare.beside.by_source(runs) == ({"mine@base"}, {"mine"})
 
 
 def test_the_others_of_one_beside_them_are_those_that_have_not_changed() -> None:

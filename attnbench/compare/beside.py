@@ -5,41 +5,39 @@ They were timed by turns on the same problems, so that the ratio of their ratios
 from here may have changed all the same, in a module that a plugin imports.
 """
 
-import contextlib
 import math
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 from attnbench import estimates
+from attnbench.against import OF_THE_BASE, SUFFIX
 from attnbench.compare.sides import Side
 from attnbench.compare.verdicts import Effect, Way
 from attnbench.errors import ResultsError
 from attnbench.records import Result, Run
-from attnbench.results import CellKey, read_journal
-from attnbench.turns import paired
+from attnbench.results import JOURNAL, CellKey, read_journal
+from attnbench.turns import Values, over, values
 
 LEAST_OTHERS = 3
 """Unchanged implementations beside one, at the least."""
 LEAST_CELLS = 5
 """Of an implementation, beside which so many others are."""
 MOST_CELLS = 2000
-"""Of more, rounds are not read, and only so many are looked at."""
+"""With more on a side, journals are not read for their rounds."""
+MOST_PAIRS = 20_000
+"""Of implementations on problems; of more problems than that allows some are drawn."""
 
 
 class _Time(NamedTuple):
     """Of a cell in one run."""
 
     log_s: float
-    result: Result | None
-    """With the rounds, where they are known."""
-
-    def over(self, other: "_Time") -> float:
-        """Log of the ratio of both times, from the rounds that both have: then what drifts falls on both."""
-        if self.result and other.result and (ratio := paired(self.result, other.result)):
-            return math.log(ratio.location)
-        return self.log_s - other.log_s
+    rounds: Values
+    """Empty where they are not known."""
 
 
 def besides(base: Side, new: Side, least_runs: int) -> Mapping[str, Effect]:
@@ -64,14 +62,15 @@ def besides(base: Side, new: Side, least_runs: int) -> Mapping[str, Effect]:
         }
     found = {name: estimates.mean([shift for (shift,) in rows]) for name, rows in cells.items()}
     effects = {}
-    for name, interval in found.items():
+    for name, rows in cells.items():
         others = [found[other] for other in found if other in steady and other != name]
-        if len(others) >= LEAST_OTHERS and interval.degrees:
-            apart = estimates.half_of(estimates.apart(others), interval.degrees)
-            halves = [estimates.half_width(interval) or 0.0, apart]
-            effects[name] = Effect(
-                estimates.widened(math.log(interval.location), halves, interval.degrees), Way.BESIDE
+        if len(others) >= LEAST_OTHERS:
+            logs = [shift for (shift,) in rows]
+            own = statistics.stdev(logs) / math.sqrt(len(logs)), len(logs) - 1
+            ratio = estimates.combined(
+                statistics.fmean(logs), [own, (estimates.apart(others), len(others) - 1)]
             )
+            effects[name] = Effect(ratio, Way.BESIDE)
     return effects
 
 
@@ -79,8 +78,7 @@ def _relative(base: Side, new: Side, steady: set[str], each_run: bool) -> Mappin
     """The cells of implementations that have enough of them: the median of the logs of their ratios to the others, either of each
     run over the mean of both sides, or of the new side over the base."""
     runs = len(base.runs), len(new.runs)
-    few = len(base.cells) <= MOST_CELLS
-    rounds = [rows for side in (base, new) for rows in (_rounds(side) if few else [{}] * len(side.runs))]
+    rounds = _rounds(base, new)
     places: dict[tuple[object, ...], dict[str, list[_Time]]] = defaultdict(dict)
     for key, outcomes in base.cells.items():
         more = new.cells.get(key, ())
@@ -88,34 +86,66 @@ def _relative(base: Side, new: Side, steady: set[str], each_run: bool) -> Mappin
         if (len(outcomes), len(more)) == runs and len(seconds) == sum(runs):
             problem, name, *job = key
             places[problem, *job][name] = [
-                _Time(math.log(one), rows.get(key)) for one, rows in zip(seconds, rounds, strict=True)
+                _Time(math.log(one), _values(rows.get(key), one))
+                for one, rows in zip(seconds, rounds, strict=True)
             ]
     found: dict[str, list[list[float]]] = defaultdict(list)
-    step = -(-len(base.cells) // MOST_CELLS)
-    for several in list(places.values())[::step]:
-        for name, times in several.items():
-            others = [more for other, more in several.items() if other in steady and other != name]
-            if len(others) >= LEAST_OTHERS:
-                moved = [_moved(times, other, runs[0], each_run) for other in others]
-                found[name].append([statistics.median(run) for run in zip(*moved, strict=True)])
+    for several in _drawn(list(places.values())):
+        moved: dict[str, list[list[float]]] = defaultdict(list)
+        for one, other in combinations(several, 2):
+            if one in steady or other in steady:
+                shifts = _moved(several[one], several[other], runs[0], each_run)
+                moved[one] += [shifts] * (other in steady)
+                moved[other] += [[-shift for shift in shifts]] * (one in steady)
+        for name, beside in moved.items():
+            if len(beside) >= LEAST_OTHERS:
+                found[name].append([statistics.median(run) for run in zip(*beside, strict=True)])
     return {name: rows for name, rows in found.items() if len(rows) >= LEAST_CELLS}
 
 
+def _drawn(places: list[dict[str, list[_Time]]]) -> list[dict[str, list[_Time]]]:
+    """As many problems as `MOST_PAIRS` allows; none where that is too few."""
+    pairs = sum(len(several) * (len(several) - 1) // 2 for several in places)
+    if pairs <= MOST_PAIRS:
+        return places
+    number = len(places) * MOST_PAIRS // pairs
+    return random.Random(0).sample(places, number) if number >= LEAST_CELLS else []
+
+
 def _moved(ours: Sequence[_Time], theirs: Sequence[_Time], bases: int, each_run: bool) -> list[float]:
-    ratios = [one.over(other) for one, other in zip(ours, theirs, strict=True)]
+    """From the rounds that both have, where enough are known in all runs: then what drifts falls on both. Else from the medians."""
+    known = [over(one.rounds, other.rounds) for one, other in zip(ours, theirs, strict=True)]
+    ratios = [math.log(ratio.location) for ratio in known if ratio]
+    if len(ratios) < len(known):
+        ratios = [one.log_s - other.log_s for one, other in zip(ours, theirs, strict=True)]
     before, now = statistics.fmean(ratios[:bases]), statistics.fmean(ratios[bases:])
     return [ratio - (before + now) / 2 for ratio in ratios] if each_run else [now - before]
 
 
-def _rounds(side: Side) -> list[Mapping[CellKey, Result]]:
-    """What the journal of each run has, where there is one."""
-    found: list[Mapping[CellKey, Result]] = []
-    for path in side.paths:
-        with contextlib.suppress(ResultsError):  # medians are enough
-            found.append(
-                {row.cell.key: row for row in read_journal(path) if row.blocks} if path.is_dir() else {}
-            )
-    return found if len(found) == len(side.runs) else [{}] * len(side.runs)
+def _rounds(base: Side, new: Side) -> list[Mapping[CellKey, Result]]:
+    """What the journal of each run has, where all have one."""
+    paths = [*base.paths, *new.paths]
+    none: list[Mapping[CellKey, Result]] = [{}] * (len(base.runs) + len(new.runs))
+    if len(paths) < len(none) or max(len(base.cells), len(new.cells)) > MOST_CELLS:
+        return none
+    if not all((path / JOURNAL).exists() for path in paths):
+        return none
+    try:
+        return [{row.cell.key: row for row in read_journal(path)} for path in paths]
+    except (ResultsError, OSError, RecursionError):  # medians are enough
+        return none
+
+
+def _values(row: Result | None, median_s: float) -> Values:
+    """Of a journal's row, if it is that of the time in the table, and what it holds can be times."""
+    if row is None or row.timing is None or row.timing.median_s != median_s:
+        return {}
+    try:
+        found = values(row)
+    except (ValueError, TypeError, ArithmeticError):
+        return {}
+    sound = all(isinstance(number, int) for place in found for number in place)
+    return found if sound and all(map(math.isfinite, found.values())) else {}
 
 
 def by_source(runs: Sequence[Run]) -> tuple[set[str], set[str]]:
@@ -126,6 +156,9 @@ def by_source(runs: Sequence[Run]) -> tuple[set[str], set[str]]:
     sources: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for name, plugin in run.owners.items():
-            sources[name].add(run.fingerprint.get(f"source of plugin {plugin}", ""))
-    known = {name: len(texts) for name, texts in sources.items() if "" not in texts}
-    return {name for name in known if known[name] == 1}, {name for name in known if known[name] > 1}
+            source = f"source of plugin {plugin}"
+            known = run.fingerprint.get(source, "")
+            of_the_base = run.fingerprint.get(f"{source}{OF_THE_BASE}", known)
+            sources[name].add(of_the_base if name.endswith(SUFFIX) else known)
+    numbers = {name: len(texts) for name, texts in sources.items() if "" not in texts}
+    return {name for name in numbers if numbers[name] == 1}, {name for name in numbers if numbers[name] > 1}

@@ -228,7 +228,7 @@ def _effect(
         error = known.spread * math.sqrt(1 / len(before) + 1 / len(now))
         halves = [*within, estimates.half_of(error, known.degrees)]
         return Effect(estimates.widened(shift, halves, known.degrees), Way.CALIBRATION, noisy)
-    within += [FEW for side, half in sides if half is None and any(outcome.grade for outcome in side)]
+    within += [FEW for side, half in sides if half is None and any(one.grade > GRADES[0] for one in side)]
     if spread is not None:
         halves = [*within, estimates.half_of(spread, degrees)]
         return Effect(estimates.widened(shift, halves, degrees), _CELLS, noisy)

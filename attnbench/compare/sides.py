@@ -51,7 +51,7 @@ def _paths(text: str) -> Sequence[Path]:
         raise ResultsError(
             f"no run matches {text}", hint="give a pattern of folders of runs, or of their results.csv"
         )
-    return found
+    return [path for path in found if path.name != CSV or path.parent not in found]
 
 
 def _is_run(path: Path) -> bool:
