@@ -31,7 +31,7 @@ from attnbench.selftest import (
     runs,
     slowdowns,
 )
-from attnbench.selftest.bench import NONE, timing
+from attnbench.selftest.bench import timing
 from attnbench.selftest.contention import busy
 from attnbench.selftest.contrast import least_held, most_missed
 from attnbench.selftest.specimens import FAULTS, SAMES, SCRATCH_BYTES, STRETCHES, WAITS_S
@@ -243,13 +243,7 @@ class Paper:
         self.rng = random.Random(1)
 
     def measure(
-        self,
-        problem: str,
-        names: Sequence[str],
-        *,
-        threads: int = 1,
-        settings: Sequence[str] = (),
-        clocks: Mapping[str, str] = NONE,
+        self, problem: str, names: Sequence[str], *, settings: Sequence[str] = (), **_: object
     ) -> Mapping[str, Result]:
         return {name: self.rows(name, settings, rng=self.rng) for name in names}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from attnbench import estimates
 from attnbench.estimates import Interval
-from attnbench.selftest.bench import MIDDLE, SMALL, Measures, NotMeasuredError, timing
+from attnbench.selftest.bench import MIDDLE, SMALL, Bench, NotMeasuredError, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import SAMES
 from attnbench.turns import paired
@@ -22,7 +22,7 @@ MOST = 3
 """So often all is measured, until the intervals are as narrow as the bound asks for, and nothing again once it is late."""
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """A check for each problem and rival."""
     ours, *names = SAMES[: 1 + len(RIVALS)]
     for problem, threads in [(SMALL, 1), (MIDDLE, bench.cores)][: 1 if quick else 2]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from attnbench import estimates
-from attnbench.selftest.bench import MIDDLE, SMALL, Measures, NotMeasuredError, timing
+from attnbench.selftest.bench import MIDDLE, SMALL, Bench, NotMeasuredError, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.contrast import Contrast, contrast, most_missed
 from attnbench.selftest.specimens import SAMES
@@ -24,7 +24,7 @@ MOST = 0.12
 """Share of intervals that may leave out 1, of many; 0.05 is expected."""
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """How often equals are told apart; and the noise floor, which is only told."""
     wanted = QUICK_CONTRASTS if quick else CONTRASTS
     works = itertools.cycle([(SMALL, 1), (MIDDLE, bench.cores)])

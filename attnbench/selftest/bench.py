@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 from attnbench import plan, plugins, runner, suites
 from attnbench.environment import available_cores, last_level_cache
@@ -25,28 +24,6 @@ MIDDLE = "batch=1 heads=8 head_dim=64 seqlen=384"
 NONE: Mapping[str, str] = MappingProxyType({})
 LATE_S = 270.0
 """What comes after takes up to half of the ten minutes that all checks may take."""
-
-
-class Measures(Protocol):
-    """What checks ask of a bench."""
-
-    cores: int
-
-    @property
-    def late(self) -> bool:
-        """Whether there is no time left to take anything again."""
-
-    def measure(
-        self,
-        problem: str,
-        names: Sequence[str],
-        *,
-        threads: int = 1,
-        settings: Sequence[str] = (),
-        clocks: Mapping[str, str] = NONE,
-    ) -> Mapping[str, Result]:
-        """A row for each implementation; `settings` are those of `--set`, the preset is `quick`. Those of which `clocks` has the
-        name are timed by that clock, `module:Class`."""
 
 
 class Bench(contextlib.AbstractContextManager["Bench"]):
@@ -70,6 +47,7 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
 
     @property
     def late(self) -> bool:
+        """Whether there is no time left to take anything again."""
         return time.monotonic() - self._started_s > LATE_S
 
     def measure(
@@ -81,7 +59,8 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
         settings: Sequence[str] = (),
         clocks: Mapping[str, str] = NONE,
     ) -> dict[str, Result]:
-        """As `Measures.measure`. Raises `UserError`."""
+        """A row for each implementation; `settings` are those of `--set`, the preset is `quick`. Those of which `clocks` has the
+        name are timed by that clock, `module:Class`. Raises `UserError`."""
         suite = suites.suite_of_problem(problem, ["measure.preset=quick", *settings])
         cpu = Device(kind="cpu", cache_bytes=last_level_cache(threads) or 0)
         devices = plan.resolve(suite.devices, [cpu])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from attnbench.records import Status
-from attnbench.selftest.bench import Measures, timing
+from attnbench.selftest.bench import Bench, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import SAMES
 
@@ -12,7 +12,7 @@ PROBLEM = "batch=1 heads=8 head_dim=64 seqlen_q=1 seqlen_kv=1024"
 TURNS = 3
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """Cold against warm, in turns; skipped where a cache cannot be emptied."""
     name, ratios = SAMES[0], []
     for _ in range(TURNS):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attnbench.noise import GRADES
-from attnbench.selftest.bench import MIDDLE, SMALL, TINY, Measures, timing
+from attnbench.selftest.bench import MIDDLE, SMALL, TINY, Bench, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import SAMES, WAITS_S
 
@@ -44,7 +44,7 @@ class Work:
     """How long it takes, where that is known without measuring."""
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """A check for each kind of work."""
     wait = "selftest-wait-1ms"
     works = [
@@ -71,7 +71,7 @@ def checks(bench: Measures, quick: bool) -> Iterator[Check]:
         yield _judged(work, loads[1:], found[work])
 
 
-def _measured(bench: Measures, work: Work) -> tuple[float, str]:
+def _measured(bench: Bench, work: Work) -> tuple[float, str]:
     """Median in seconds and grade."""
     rows = bench.measure(work.problem, [work.implementation], threads=work.threads)
     row = timing(rows[work.implementation])

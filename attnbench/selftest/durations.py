@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from attnbench.selftest.bench import TINY, Measures, timing
+from attnbench.selftest.bench import TINY, Bench, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import WAITS_S
 from attnbench.units import seconds_text
@@ -12,7 +12,7 @@ LEAST_S = 300e-9
 """The call itself, reading the clock twice, and half a turn of the waiting loop."""
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """A check for each wait."""
     rows = bench.measure(TINY, tuple(WAITS_S))
     for name, known in WAITS_S.items():

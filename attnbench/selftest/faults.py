@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from attnbench.records import Status
-from attnbench.selftest.bench import TINY, Measures
+from attnbench.selftest.bench import TINY, Bench
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import FAULTS, SAMES
 
@@ -20,7 +20,7 @@ KEPT_CHARACTERS = 2**18
 """Of what a job prints, both ends are kept, each of 64 KiB."""
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """One check over all faults, and one over the rows beside them."""
     good = SAMES[:2]
     rows = bench.measure(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from attnbench.selftest.bench import TINY, Measures, NotMeasuredError
+from attnbench.selftest.bench import TINY, Bench, NotMeasuredError
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import SCRATCH_BYTES
 from attnbench.units import bytes_text
@@ -10,7 +10,7 @@ from attnbench.units import bytes_text
 BOUND_BYTES = 0.3 * 2**20
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """A check for each allocation."""
     rows = bench.measure(TINY, tuple(SCRATCH_BYTES), settings=["measure.budget=20ms"])
     for name, known in SCRATCH_BYTES.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attnbench import results
 from attnbench.errors import ResultsError
-from attnbench.selftest.bench import PLUGIN, Measures, NotMeasuredError
+from attnbench.selftest.bench import PLUGIN, Bench, NotMeasuredError
 from attnbench.selftest.check import Check
 from attnbench.selftest.specimens import SAMES
 
@@ -33,7 +33,7 @@ WORDS = (
 Ends = list[tuple[str, str, str, str]]
 
 
-def checks(bench: Measures, quick: bool, program: Sequence[str] = PROGRAM) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool, program: Sequence[str] = PROGRAM) -> Iterator[Check]:
     """One check of the rows and one of the processes."""
     wanted, killed, same, ended = (QUICK_KILLS if quick else KILLS), 0, 0, 0
     outlived: list[str] = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from attnbench.selftest.bench import SMALL, Measures, timing
+from attnbench.selftest.bench import SMALL, Bench, timing
 from attnbench.selftest.check import Check
 from attnbench.selftest.contrast import contrast, least_held
 from attnbench.selftest.specimens import STRETCHES
@@ -14,7 +14,7 @@ QUICK_SETTINGS = ("measure.launches=5", "measure.budget=1500ms")
 MARGIN = 1.01
 
 
-def checks(bench: Measures, quick: bool) -> Iterator[Check]:
+def checks(bench: Bench, quick: bool) -> Iterator[Check]:
     """2 % is found and measured, 0.2 % is not called slower than 1 %."""
     base, little, much = STRETCHES
     wanted, settings = (QUICK_CONTRASTS, QUICK_SETTINGS) if quick else (CONTRASTS, SETTINGS)
