@@ -15,8 +15,6 @@ from attnbench.clocks import SLOW, Pace, Taken, pace
 from attnbench.implementation import Prepared
 from attnbench.records import Block, Memory, Timing
 
-WIDTH = 0.01
-"""A 95 % interval of this relative half-width is narrow enough to stop."""
 LEAST_ROUNDS = 5
 LEAST_CALLS = 3
 ACCOUNTED = 0.5
@@ -44,9 +42,10 @@ class Course:
     budget_s: float
     """Over all launches, warm-up included."""
     launches: int
+    width: float
+    """Half-width of the 95 % interval, relative, at which a launch may end."""
     rest_s: float = 0.0
     """Time before every sample, outside it; see `clocks.pace`."""
-    width: float = WIDTH
     blocks: list[Block] = field(default_factory=list)
     launch: int = 0
     first: int = 0
@@ -146,8 +145,8 @@ class Course:
             return True
         if len(here) >= LEAST_ROUNDS:
             width = estimates.half_width(estimates.location(self.values))
-            if width is not None and width <= self.width:
-                self.stop_reason = f"interval within {self.width:.0%}"
+            if width is not None and width < self.width:
+                self.stop_reason = f"interval within {100 * self.width:g}%"
                 return True
         return False
 

@@ -47,6 +47,8 @@ class Plan:
     """Fresh processes that a cell is timed in."""
     budget_s: float
     """Of a cell, over all launches."""
+    width: float
+    """Half-width of the interval of a time at which a launch ends before its budget."""
 
     @cached_property
     def jobs(self) -> tuple[Planned, ...]:
@@ -169,6 +171,7 @@ def make(
         baseline=suite.baseline if suite.baseline in chosen else None,
         launches=(measure.launches or preset.launches) if preset.launches else 0,
         budget_s=(measure.budget_s or preset.budget_s) if preset.launches else 0.0,
+        width=measure.width,
     )
 
 

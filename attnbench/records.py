@@ -176,6 +176,7 @@ class Block:
     """The samples that one process took without a break; what the statistics are computed from."""
 
     round: int
+    """Counted over all of the problem: blocks with the same number were taken one after the other."""
     launch: int
     seconds: tuple[float, ...]
     """Time of one call, per sample."""

@@ -1,6 +1,7 @@
 """Jobs -> processes -> rows as they arrive, each written down at once."""
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -455,7 +456,8 @@ class Runner:
         return environment.place(job.cell.threads, self._random) if device.kind == "cpu" else []
 
     def _course(self, call_s: float) -> Course:
-        return Course(call_s=call_s, budget_s=self.plan.budget_s, launches=self.plan.launches)
+        plan = self.plan
+        return Course(call_s=call_s, budget_s=plan.budget_s, launches=plan.launches, width=plan.width)
 
     def _candidate(self, admitted: Candidate, job: Planned, device: Device) -> Candidate:
         """A course of its own for one mode of the cache. Raises `_EndError` where it cannot be had."""
@@ -532,7 +534,7 @@ class Runner:
         for candidate in candidates:
             with self._catch(candidate, [], ended):
                 self._gone(candidate.canary)
-        round_ = 0
+        rounds = itertools.count(self._rounds_before(candidates))
         for launch in range(self.plan.launches):
             if launch and self._out_of_time():
                 break
@@ -547,16 +549,16 @@ class Runner:
                 active = list(racing)
                 while active:
                     self._random.shuffle(active)
+                    round_ = next(rounds)
                     for candidate in list(active):
                         with self._catch(candidate, active, ended):
                             self._block(candidate, round_)
                             if candidate.course.enough(hurry=self._out_of_time()):
                                 active.remove(candidate)
-                    round_ += 1
                 for candidate in racing:
                     if candidate.planned.cell.key not in ended:
                         with self._catch(candidate, [], ended):
-                            self._check(candidate, judges, device)
+                            self._check(candidate, judges, device, rounds)
         for candidate in candidates:
             job = candidate.planned
             end = ended.get(job.cell.key)
@@ -611,14 +613,20 @@ class Runner:
         course.top_clock_hz = self._top_clocks[device] = top
         course.add(taken, elapsed, round_, running)
 
-    def _check(self, candidate: Candidate, judges: Judges, device: Device) -> None:
+    def _rounds_before(self, candidates: Sequence[Candidate]) -> int:
+        """How many the problem had in an earlier part of the run: none of its blocks is paired with one of now."""
+        ours = {(c.planned.cell.problem, c.planned.cell.device) for c in candidates}
+        before = (row for row in self.done.values() if (row.cell.problem, row.cell.device) in ours)
+        return max((block.round + 1 for row in before for block in row.blocks), default=0)
+
+    def _check(self, candidate: Candidate, judges: Judges, device: Device, rounds: Iterator[int]) -> None:
         """Judge an output that the timer saw, and one for new values in the same storage."""
         child, course = candidate.child, candidate.course
         assert child is not None
         for look in range(1, SECOND_LOOKS + 1):  # on a busy machine every exchange may have been late
             if course.unaccounted() is None or (look > 1 and course.accounts[-1][1] > LONG_LOOK_S):
                 break
-            self._block(candidate, course.blocks[-1].round + 1, 2**look)
+            self._block(candidate, next(rounds), 2**look)
         child.resume()
         answer = self._ask(child, {"op": "check"}, TIMED)
         child.leave()

@@ -61,16 +61,23 @@ def test_a_slow_call_is_a_block_of_its_own_without_further_warming() -> None:
 def test_a_steady_call_stops_on_width() -> None:
     rng = random.Random(1)
     course = race(
-        Course(call_s=1e-3, budget_s=3, launches=1), (1e-3 * rng.gauss(1, 0.002) for _ in itertools.count())
+        Course(call_s=1e-3, budget_s=3, launches=1, width=0.01),
+        (1e-3 * rng.gauss(1, 0.002) for _ in itertools.count()),
     )
     assert course.stop_reason == "interval within 1%"
     assert 5 <= len(course.blocks) < 10
 
 
+def test_without_a_width_to_reach_a_steady_call_stops_on_its_budget() -> None:
+    course = race(Course(call_s=1e-3, budget_s=0.5, launches=1, width=0.0), itertools.cycle([1e-3, 1.001e-3]))
+    assert course.stop_reason == "budget"
+    assert course.spent_s == pytest.approx(0.5, rel=0.1)
+
+
 def test_a_noisy_call_stops_on_its_budget() -> None:
     rng = random.Random(1)
     course = race(
-        Course(call_s=1e-3, budget_s=0.5, launches=1),
+        Course(call_s=1e-3, budget_s=0.5, launches=1, width=0.01),
         (1e-3 * rng.lognormvariate(0, 1) for _ in itertools.count()),
     )
     assert course.stop_reason == "budget"
@@ -78,7 +85,7 @@ def test_a_noisy_call_stops_on_its_budget() -> None:
 
 
 def test_a_very_slow_call_is_called_three_times_and_has_no_interval() -> None:
-    course = race(Course(call_s=5.0, budget_s=0.5, launches=1), iter([5.0, 5.1, 5.2]))
+    course = race(Course(call_s=5.0, budget_s=0.5, launches=1, width=0.01), iter([5.0, 5.1, 5.2]))
     timing = course.timing(0.0, 0.0)
     assert (timing.n, timing.stop_reason) == (3, "slow call")
     assert timing.median_s == pytest.approx(5.1)
@@ -86,7 +93,7 @@ def test_a_very_slow_call_is_called_three_times_and_has_no_interval() -> None:
 
 
 def test_a_call_that_only_began_slowly_is_warmed_and_its_cold_blocks_do_not_count() -> None:
-    course = Course(call_s=0.1, budget_s=0.5, launches=1)
+    course = Course(call_s=0.1, budget_s=0.5, launches=1, width=0.01)
     assert course.slow
     durations = itertools.chain([50e-3, 30e-3, 1e-3], itertools.repeat(1e-3))
     timing = race(course, durations).timing(0.0, 0.0)
@@ -96,7 +103,7 @@ def test_a_call_that_only_began_slowly_is_warmed_and_its_cold_blocks_do_not_coun
 
 
 def test_in_a_hurry_a_launch_ends_after_its_least_calls() -> None:
-    course = Course(call_s=1e-3, budget_s=3, launches=1)
+    course = Course(call_s=1e-3, budget_s=3, launches=1, width=0.01)
     taken = Taken(seconds=(1e-3,), flagged=(), busy_s=1e-3, last=None)
     ends = []
     for round_ in range(3):
@@ -106,7 +113,7 @@ def test_in_a_hurry_a_launch_ends_after_its_least_calls() -> None:
 
 
 def test_a_budget_is_shared_by_all_launches() -> None:
-    course = Course(call_s=1e-3, budget_s=0.6, launches=3)
+    course = Course(call_s=1e-3, budget_s=0.6, launches=3, width=0.01)
     rng = random.Random(2)
     durations = (1e-3 * rng.lognormvariate(0, 1) for _ in itertools.count())
     for launch in range(3):
@@ -117,7 +124,7 @@ def test_a_budget_is_shared_by_all_launches() -> None:
 
 
 def test_flagged_samples_do_not_count_but_are_counted() -> None:
-    course = Course(call_s=1e-3, budget_s=0.5, launches=1)
+    course = Course(call_s=1e-3, budget_s=0.5, launches=1, width=0.01)
     for round_ in range(6):
         seconds = (1e-3, 1e-3, 26e-3, 1e-3)
         course.add(Taken(seconds=seconds, flagged=(2,), busy_s=sum(seconds), last=None), sum(seconds), round_)
@@ -128,7 +135,7 @@ def test_flagged_samples_do_not_count_but_are_counted() -> None:
 
 
 def test_all_numbers_of_a_row_are_of_the_same_samples() -> None:
-    course = Course(call_s=0.1, budget_s=10, launches=1)
+    course = Course(call_s=0.1, budget_s=10, launches=1, width=0.01)
     for round_, (value, flagged) in enumerate([(0.1, (0,)), (0.11, (0,)), (0.12, (0,)), (0.2, ())]):
         course.add(Taken(seconds=(value,), flagged=flagged, busy_s=value, last=None), value, round_)
     timing = course.timing(0, 0)
@@ -139,7 +146,7 @@ def test_all_numbers_of_a_row_are_of_the_same_samples() -> None:
 def test_the_location_lies_inside_its_interval() -> None:
     rng = random.Random(3)
     timing = race(
-        Course(call_s=1e-3, budget_s=0.5, launches=1),
+        Course(call_s=1e-3, budget_s=0.5, launches=1, width=0.01),
         (1e-3 * rng.lognormvariate(0, 0.5) for _ in itertools.count()),
     ).timing(0, 0)
     assert timing.ci95_low_s is not None
@@ -148,13 +155,15 @@ def test_the_location_lies_inside_its_interval() -> None:
 
 
 def test_an_honest_clock_is_accounted_for() -> None:
-    course = race(Course(call_s=1e-3, budget_s=0.5, launches=1), itertools.repeat(1e-3), latency=1e-3)
+    course = race(
+        Course(call_s=1e-3, budget_s=0.5, launches=1, width=0.01), itertools.repeat(1e-3), latency=1e-3
+    )
     assert course.unaccounted() is None
 
 
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_a_clock_that_lies_is_found_by_the_parents_own(factor: float) -> None:
-    course = Course(call_s=1e-3, budget_s=0.5, launches=1)
+    course = Course(call_s=1e-3, budget_s=0.5, launches=1, width=0.01)
     clock = FakeClock(itertools.repeat(1e-3 * factor))
     for round_ in range(20):
         taken = clock.take(nothing, course.pace)
@@ -292,7 +301,7 @@ def test_work_on_another_stream_contradicts_the_events(
     monkeypatch: pytest.MonkeyPatch, elsewhere_s: float, accounted: bool
 ) -> None:
     device = FakeCuda(host_s=1e-6, elsewhere_s=elsewhere_s)
-    course = Course(call_s=3e-3, budget_s=0.5, launches=1)
+    course = Course(call_s=3e-3, budget_s=0.5, launches=1, width=0.01)
     for round_ in range(3):
         taken = taken_on(device, monkeypatch, samples=5)
         course.add(taken, taken.busy_s, round_)
@@ -371,7 +380,7 @@ def test_a_graph_of_several_calls_counts_no_launches(monkeypatch: pytest.MonkeyP
     assert taken.end_to_end_s == pytest.approx(3e-3 + 5e-6 / 4)
     assert device.replays == 2 + 2 + clocks.END_TO_END_CALLS  # warm-up, samples, end to end
     assert taken.last.tolist() == [1, 1]
-    course = Course(call_s=3e-3, budget_s=0.5, launches=1)
+    course = Course(call_s=3e-3, budget_s=0.5, launches=1, width=0.01)
     course.add(taken, taken.busy_s, 0)
     assert course.inner == 4
     assert course.unaccounted() is None
@@ -490,7 +499,7 @@ def sensed(clock_hz: float | None, throttle: str = "") -> Taken:
 
 
 def test_blocks_at_less_than_97_percent_of_the_highest_clock_are_flagged_also_afterwards() -> None:
-    course = Course(call_s=1e-3, budget_s=1.0, launches=1)
+    course = Course(call_s=1e-3, budget_s=1.0, launches=1, width=0.01)
     for round_, clock in enumerate([1.9e9, 1.98e9, 1.925e9, 1.91e9]):
         course.add(sensed(clock), 3e-3, round_)
     whole = (0, 1, 2)
@@ -502,7 +511,7 @@ def test_blocks_at_less_than_97_percent_of_the_highest_clock_are_flagged_also_af
 
 
 def test_blocks_in_which_the_device_was_throttled_are_flagged_and_the_row_says_why() -> None:
-    course = Course(call_s=1e-3, budget_s=1.0, launches=1)
+    course = Course(call_s=1e-3, budget_s=1.0, launches=1, width=0.01)
     for round_, throttle in enumerate(["power cap", "", "thermal slowdown+power cap"]):
         course.add(sensed(None, throttle), 3e-3, round_)
     assert [len(b.flagged) for b in course.blocks] == [3, 0, 3]
@@ -515,7 +524,7 @@ def test_blocks_in_which_the_device_was_throttled_are_flagged_and_the_row_says_w
 
 
 def test_blocks_of_a_throttled_device_do_not_count_where_enough_others_are_left() -> None:
-    course = Course(call_s=1e-3, budget_s=1.0, launches=1)
+    course = Course(call_s=1e-3, budget_s=1.0, launches=1, width=0.01)
     for round_ in range(8):
         course.add(sensed(None, "power cap" * (round_ < 3)), 3e-3, round_)
     assert [b.round for b in course.counted] == [3, 4, 5, 6, 7]
@@ -626,7 +635,7 @@ def test_a_librarys_own_counter_is_preferred() -> None:
 
 
 def test_locations_are_geometric() -> None:
-    course = Course(call_s=1e-3, budget_s=1, launches=1)
+    course = Course(call_s=1e-3, budget_s=1, launches=1, width=0.01)
     for round_, value in enumerate([1e-3, 4e-3]):
         course.add(Taken(seconds=(value,), flagged=(), busy_s=value, last=None), value, round_)
     assert course.timing(0, 0).median_s == pytest.approx(math.sqrt(1e-3 * 4e-3))

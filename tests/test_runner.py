@@ -15,7 +15,7 @@ import pytest
 import torch
 from processes import VARIABLE, left_after, living
 
-from attnbench import plan, plugins, runner, suites
+from attnbench import plan, plugins, runner, suites, turns
 from attnbench.caches import Caching
 from attnbench.clocks import Taken
 from attnbench.forkserver import Child, ForkServer
@@ -342,6 +342,15 @@ def test_rows_of_an_earlier_part_are_kept_and_not_measured_again(make: Make, tmp
     assert whole[0] is first[0]
     assert whole[1].status is Status.OK
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
+
+
+def test_no_round_of_an_earlier_part_goes_on(make: Make) -> None:
+    (first, *_) = make("good-a", budget="100ms").run()
+    (_, second) = make("good-a", "good-b", budget="100ms", done={first.cell.key: first}).run()
+    assert first.blocks
+    assert second.blocks
+    assert not {b.round for b in first.blocks} & {b.round for b in second.blocks}
+    assert turns.paired(second, first) is None
 
 
 def test_without_time_nothing_is_run_and_the_reason_says_so(make: Make) -> None:
@@ -776,7 +785,7 @@ def test_peaks_are_measured_in_a_process_of_their_own_once(
 
 def course(blocks: list[tuple[float, float]]) -> Course:
     """A course whose blocks took so long by the worker's clock and by the parent's."""
-    made = Course(call_s=1e-4, budget_s=1.0, launches=1)
+    made = Course(call_s=1e-4, budget_s=1.0, launches=1, width=0.01)
     for round_, (busy, elapsed) in enumerate(blocks):
         made.add(Taken(seconds=(1e-4,) * 5, flagged=(), busy_s=busy, last=None), elapsed, round_)
     return made
@@ -798,7 +807,7 @@ def test_short_blocks_are_no_place_to_hide() -> None:
 
 
 def test_samples_longer_than_their_block_are_impossible() -> None:
-    made = Course(call_s=1e-4, budget_s=1.0, launches=1)
+    made = Course(call_s=1e-4, budget_s=1.0, launches=1, width=0.01)
     made.add(Taken(seconds=(1e-2,) * 5, flagged=(), busy_s=5e-4, last=None), 6e-4, 0)
     assert made.unaccounted() is not None
 

@@ -64,13 +64,15 @@ def test_what_is_left_out_has_a_default() -> None:
 
 def test_settings_are_stored_in_si_units() -> None:
     suite = parse(
-        SMALL + "measure: {preset: gate, launches: 2, budget: 500ms, timeout: 5m, memory: 2GiB, threads: 3, "
+        SMALL
+        + "measure: {preset: gate, launches: 2, budget: 500ms, width: 0.5%, timeout: 5m, memory: 2GiB, threads: 3, "
         "cache: [cold, warm], clock: events, seed: 7}\nverify: {gflop: 1.5}\n"
     )
     assert suite.measure == Measure(
         preset="gate",
         launches=2,
         budget_s=0.5,
+        width=0.005,
         timeout_s=300.0,
         memory_bytes=2**31,
         threads=3,
@@ -118,6 +120,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
     ("override", "expected"),
     [
         ("measure.preset=quick", {"measure": Measure(preset="quick")}),
+        ("measure.width=0", {"measure": Measure(width=0.0)}),
         ("measure.timeout=2s", {"measure": Measure(timeout_s=2.0)}),
         ("device=[cpu, cuda:1]", {"devices": ("cpu", "cuda:1")}),
         ("implementations=torch-*", {"implementations": ("torch-*",)}),
@@ -407,6 +410,7 @@ REFUSALS: dict[str, tuple[str, str | None]] = {
         "write true or false",
     ),
     "zero-length": ("5: `seqlen` must be at least 1, got 0", WITHOUT_TOKENS),
+    "width-beyond-one": ("3: `width`: '200%' is not a share below 100 %", "write 3% or 0.03"),
 }
 
 

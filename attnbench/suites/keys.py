@@ -45,6 +45,7 @@ KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "boolean": ("true or false", {"type": "boolean"}),
     "duration": ("a duration such as 60s", {"type": ["string", "number"]}),
     "memory": ("an amount of memory such as 8GiB", {"type": ["string", "number"]}),
+    "share": ("a share such as 1%", {"type": ["string", "number"]}),
     "keys": ("keys with values", {}),
 }
 _PROBLEM_KINDS = {int: "integer", float: "number", bool: "boolean", str: "text"}
@@ -95,6 +96,7 @@ MEASURE_KEYS: Mapping[str, Key] = {
     "launches": Key("integer", "the preset's", "fresh processes that a cell is measured in", least=1),
     "budget": Key("duration", "the preset's", "measuring of one cell, over all launches",
         least=1e-3, field="budget_s"),
+    "width": Key("share", "1%", "half-width of the 95 % interval at which a launch ends before its budget; 0 never does"),
     "timeout": Key("duration", "60s", "end of a job; waiting for its turn does not count",
         least=1e-3, field="timeout_s"),
     "memory": Key("memory", "most of the machine's", "limit of one job", least=1, field="memory_bytes"),

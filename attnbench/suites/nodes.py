@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -11,7 +11,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from attnbench.errors import SuiteError, UserError
 from attnbench.problem import suggestion
 from attnbench.suites.keys import KINDS, NAME, Key
-from attnbench.units import parse_bytes, parse_seconds
+from attnbench.units import parse_bytes, parse_seconds, parse_share
 
 DEEPEST = 20
 """Nodes within nodes at the most; a suite has eight: suite, blocks, block, zips, zip, range, its `linear`, value."""
@@ -87,6 +87,11 @@ _INTEGER = re.compile(rf"[-+]?(0|[1-9]\d{{0,{DIGITS - 1}}})")
 _LONG = re.compile(rf"[-+]?[1-9]\d{{{DIGITS},}}")
 _NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{0,30})?([eE][-+]\d{1,3})?")
 EXPONENT = re.compile(r"([-+]?\d+)(?:\.(\d*))?[eE]([-+]?)(\d{1,3})")
+_PARSED: Mapping[str, Callable[[str], float]] = {
+    "duration": parse_seconds,
+    "memory": parse_bytes,
+    "share": parse_share,
+}
 _READINGS = {
     "int": "a number",
     "float": "a number",
@@ -169,9 +174,9 @@ def scalar(name: str, key: Key, node: Node) -> Any:
         value = text.lower() == "true"
     elif key.kind == "text" and tag not in _READINGS and text.strip():
         value = text
-    elif key.kind in ("duration", "memory") and (number or (tag == "str" and len(text) < 40)):
+    elif key.kind in _PARSED and (number or (tag == "str" and len(text) < 40)):
         try:
-            value = parse_seconds(text) if key.kind == "duration" else parse_bytes(text)
+            value = _PARSED[key.kind](text)
         except UserError as error:
             raise error_at(node, f"`{name}`: {error.message}", error.hint) from None
     if value is None:

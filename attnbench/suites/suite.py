@@ -35,6 +35,7 @@ class Measure:
     preset: str = "default"
     launches: int | None = None
     budget_s: float | None = None
+    width: float = 0.01
     timeout_s: float = 60.0
     memory_bytes: int | None = None
     threads: int | None = None

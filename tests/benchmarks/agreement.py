@@ -82,7 +82,7 @@ def measured(bench: Bench, text: str, threads: int, launches: int, tools: list[s
         text,
         tuple(names.values()),
         threads=threads,
-        settings=(f"measure.launches={launches}", f"measure.budget={launches}s"),
+        settings=(f"measure.launches={launches}", f"measure.budget={launches}s", "measure.width=0"),
         clocks={names[tool]: clock for tool, clock in TIMERS.items()},
     )
     found = {tool: timing(rows[name]).median_s for tool, name in names.items()}
