@@ -181,6 +181,18 @@ def mad(values: Sequence[float]) -> float:
     return statistics.median(abs(value - middle) for value in values)
 
 
+def deviation_of_others(values: Sequence[float]) -> Callable[[float], float]:
+    """Of one of three values or more: the standard deviation of the others."""
+    number, middle = len(values), _mean(values)
+    squares = math.fsum((value - middle) ** 2 for value in values)
+
+    def others(value: float) -> float:
+        left = squares - (value - middle) ** 2 * number / (number - 1)
+        return math.sqrt(max(0.0, left) / (number - 2))
+
+    return others
+
+
 def geometric_mean(ratios: Sequence[float]) -> float:
     """The mean that ratios have. Raises ValueError without ratios or where one is not above zero."""
     return statistics.geometric_mean(ratios)

@@ -997,11 +997,42 @@ def test_the_others_of_one_beside_them_are_those_that_have_not_changed() -> None
         assert group.beside.ratio.location == pytest.approx(1.1 if group.name == "torch-0" else 1.0)
 
 
-def test_what_looks_unchanged_and_is_slower_is_named_all_the_same() -> None:
-    found = compare.compare(side_of(np.ones((1, 6, 16))), side_of(np.full((1, 6, 16), 1.3)))
+@pytest.mark.parametrize(("factor", "verdict"), [(1.3, Verdict.LIKELY_SLOWER), (1.2, Verdict.UNCLEAR)])
+def test_what_befalls_all_alike_is_named_where_no_machine_does_it(factor: float, verdict: Verdict) -> None:
+    found = compare.compare(side_of(np.ones((1, 6, 16))), side_of(np.full((1, 6, 16), factor)))
 
-    assert {group.verdict for group in found.groups} == {Verdict.LIKELY_SLOWER}
+    assert {group.verdict for group in found.groups} == {verdict}
     assert {group.beside.ratio.location for group in found.groups if group.beside} == {1.0}
+
+
+@pytest.mark.parametrize(("source", "named"), [("0", 0), ("1", 6)])
+def test_what_differs_between_the_cells_of_an_unchanged_implementation_is_noise(
+    source: str, named: int
+) -> None:
+    times = np.ones((1, 6, 16))
+    times[:, 0, :6] = 1.6
+    times[:, 1, 3] = 10.0  # alone, and too far from all others
+
+    found = compare.compare(
+        side_of(np.ones((1, 6, 16))), side_of(times, **{"source of plugin plugin-0": source})
+    )
+
+    slower = [pair.key[1] for pair in found.pairs if pair.verdict is Verdict.LIKELY_SLOWER]
+    assert sorted(slower) == ["torch-0"] * named + ["torch-1"]
+
+
+def test_where_versions_differ_nothing_is_known_to_be_unchanged() -> None:
+    times = np.ones((1, 6, 16))
+    times[:, 0, :6] = 1.6
+    (run,) = side_of(times).runs
+    new = dataclasses.replace(
+        side_of(times), runs=(dataclasses.replace(run, environment={"versions": {"torch": "3.0"}}),)
+    )
+
+    found = compare.compare(side_of(np.ones((1, 6, 16))), new)
+
+    assert any(difference.kind == "versions" for difference in found.differences)
+    assert [pair.key[1] for pair in found.pairs if pair.verdict is Verdict.LIKELY_SLOWER] == ["torch-0"] * 6
 
 
 @pytest.mark.parametrize(

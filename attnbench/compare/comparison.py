@@ -30,6 +30,9 @@ WIDEST = 0.05
 """Spread of cells above which it is change, not noise."""
 FEW = 0.2
 """Half interval of a time of fewer than five blocks where the machine is not known: of three that scatter by 8 %."""
+ALIKE = 0.25
+"""Least shift of an implementation that the machine may share with the others, where its shift beside them is known: equal runs
+of `quick` lay up to 20 % apart as wholes."""
 _SLOWER = (Verdict.SLOWER, Verdict.LIKELY_SLOWER)
 _KIND_OF = {
     **dict.fromkeys(_SLOWER, "slower"),
@@ -126,13 +129,15 @@ def compare(
     pairs += [_pair(key, (), outcomes) for key, outcomes in new.cells.items() if key not in base.cells]
     unclear = Verdict.UNCLEAR
     timed = [pair for pair in pairs if pair.verdict is unclear]
-    _judge(timed, base, new, margin, turns or {})
+    steady, changed = by_source((*base.runs, *new.runs))
+    _judge(timed, base, new, margin, turns or {}, set() if differ else steady)
     order = {verdict: place for place, verdict in enumerate(Verdict)}
     for pair in pairs:
         pair.regressions = _regressions(pair)
     pairs.sort(key=attrgetter("shift"), reverse=True)
     pairs.sort(key=lambda pair: (not pair.regressions, not pair.changed, order[pair.verdict]))
-    groups = _groups(timed, base, new, margin, {} if turns or differ else besides(base, new, LEAST_RUNS))
+    beside = {} if turns or differ else besides(base, new, LEAST_RUNS)
+    groups = _groups(timed, base, new, margin, beside, changed)
     return Comparison(
         base=base,
         new=new,
@@ -167,18 +172,23 @@ def _regressions(pair: Pair) -> tuple[str, ...]:
 
 
 def _judge(
-    pairs: Sequence[Pair], base: Side, new: Side, margin: float, turns: Mapping[CellKey, Interval]
+    pairs: Sequence[Pair],
+    base: Side,
+    new: Side,
+    margin: float,
+    turns: Mapping[CellKey, Interval],
+    unchanged: Collection[str],
 ) -> None:
     """Gives every pair, `ok` on both sides, its effect and verdict."""
     sides = [(_right(base.cells[pair.key]), _right(new.cells[pair.key])) for pair in pairs]
     shifts = [_shift(before, now) for before, now in sides]
-    spread = _spread(shifts)
+    spreads = _spreads([pair.key[1] for pair in pairs], shifts, unchanged)
     known = _calibrations(base.runs, new.runs)
-    for pair, (before, now), shift in zip(pairs, sides, shifts, strict=True):
+    for pair, (before, now), shift, spread in zip(pairs, sides, shifts, spreads, strict=True):
         if (ratio := turns.get(pair.key)) is not None:
             pair.effect = Effect(ratio, Way.TURNS)
         else:
-            pair.effect = _effect(before, now, shift, known(pair.key), spread, len(pairs) - 1)
+            pair.effect = _effect(before, now, shift, known(pair.key), spread)
     effects = [pair.effect for pair in pairs if pair.effect]
     for pair, verdict in zip(pairs, judged(effects, margin), strict=True):
         pair.verdict = verdict
@@ -204,11 +214,33 @@ def _log(outcomes: Sequence[Outcome]) -> float:
     return math.fsum(logs) / len(logs)
 
 
-def _spread(shifts: Sequence[float]) -> float | None:
-    """Standard deviation of the log ratios of most cells; None of few."""
+def _spreads(
+    names: Sequence[str], shifts: Sequence[float], unchanged: Collection[str]
+) -> list[tuple[float, int] | None]:
+    """For each cell, the standard deviation of equal log ratios, and its degrees of freedom; None of few cells.
+
+    That of most cells of the comparison, or of the implementation's own, where these lie wider apart: one that takes large
+    buffers may differ by half from process to process where another does not at all. Where nothing that is known of it has
+    changed, all by which its other cells differ is noise; else what most of them differ by, from their median.
+    """
     if len(shifts) < LEAST_CELLS:
-        return None
-    return min(WIDEST, _NORMAL * estimates.mad(shifts))
+        return [None] * len(shifts)
+    of_most = min(WIDEST, _NORMAL * estimates.mad(shifts)), len(shifts) - 1
+    own: dict[str, list[float]] = defaultdict(list)
+    for name, shift in zip(names, shifts, strict=True):
+        own[name].append(shift)
+    several = {name: found for name, found in own.items() if len(found) >= LEAST_CELLS}
+    of_others = {name: estimates.deviation_of_others(several[name]) for name in several.keys() & unchanged}
+    of_own = {
+        name: _NORMAL * estimates.mad(found) for name, found in several.items() if name not in unchanged
+    }
+    spreads: list[tuple[float, int] | None] = []
+    for name, shift in zip(names, shifts, strict=True):
+        if name in of_others:
+            spreads.append(max(of_most, (of_others[name](shift), len(several[name]) - 2)))
+        else:
+            spreads.append(max(of_most, (of_own.get(name, 0.0), len(own[name]) - 1)))
+    return spreads
 
 
 def _effect(
@@ -216,8 +248,7 @@ def _effect(
     now: Sequence[Outcome],
     shift: float,
     known: Calibration | None,
-    spread: float | None,
-    degrees: int,
+    spread: tuple[float, int] | None,
 ) -> Effect:
     if len(before) >= LEAST_RUNS and len(now) >= LEAST_RUNS:
         return Effect(estimates.welch(_logs(now), _logs(before)), Way.RUNS)
@@ -230,7 +261,8 @@ def _effect(
         return Effect(estimates.widened(shift, halves, known.degrees), Way.CALIBRATION, noisy)
     within += [FEW for side, half in sides if half is None and any(one.grade > GRADES[0] for one in side)]
     if spread is not None:
-        halves = [*within, estimates.half_of(spread, degrees)]
+        error, degrees = spread
+        halves = [*within, estimates.half_of(error, degrees)]
         return Effect(estimates.widened(shift, halves, degrees), _CELLS, noisy)
     if len(within) == 2:
         return Effect(estimates.widened(shift, within, math.inf), Way.WITHIN, noisy)
@@ -273,7 +305,12 @@ def _torch(run: Run) -> str | None:
 
 
 def _groups(
-    pairs: Sequence[Pair], base: Side, new: Side, margin: float, beside: Mapping[str, Effect]
+    pairs: Sequence[Pair],
+    base: Side,
+    new: Side,
+    margin: float,
+    beside: Mapping[str, Effect],
+    changed: set[str],
 ) -> list[Group]:
     """All pairs together, then those of each implementation."""
     if not pairs:
@@ -284,15 +321,17 @@ def _groups(
     overall, *effects = [_mean(part, base, new) for part in (list(pairs), *members.values())]
     alone = dict(zip(members, effects, strict=True))
     verdicts: dict[str, Verdict] = {}
-    _, changed = by_source((*base.runs, *new.runs))
     # which sources have changed is known before any time is: what one asks about is a family of its own, and may be suspected
     for family, least in ((members.keys() & changed, 0.0), (members.keys() - changed, margin)):
         both = [
             (name, of[name]) for of in (alone, beside) for name in members if name in family and name in of
         ]
-        for (name, _), verdict in zip(
+        for (name, effect), verdict in zip(
             both, judged([effect for _, effect in both], margin, least), strict=True
         ):
+            shared = name in beside and effect.way is Way.CELLS and verdict is not Verdict.SAME
+            if shared and abs(math.log(effect.ratio.location)) <= math.log1p(ALIKE):
+                verdict = Verdict.UNCLEAR
             verdicts[name] = _worse(verdicts.get(name, verdict), verdict)
     return [
         _group("", pairs, overall, None, *judged([overall], margin)),
