@@ -588,6 +588,21 @@ def test_a_calibration_makes_two_runs_enough() -> None:
     assert document("base", "new")[1]["cells"][0]["verdict"] == "unclear"
 
 
+@pytest.mark.parametrize(("swing", "verdict"), [(0.0, "slower"), (0.04, "unclear")])
+def test_a_calibration_that_the_cells_contradict_is_not_believed(swing: float, verdict: str) -> None:
+    """The machine was calm when it was calibrated."""
+    factors = [1.15, *[1 + swing, 1 - swing] * 4]
+    for name, several in (("base", [1.0] * 9), ("new", factors)):
+        rows = [timed(1e-3 * f, problem=PROBLEM.replace("512", str(at))) for at, f in enumerate(several, 1)]
+        run_folder(name, *rows)
+    calibrated(0.005)
+
+    _, found = document("base", "new")
+
+    (slow,) = [cell for cell in found["cells"] if cell["ratio"] > 1.1]
+    assert slow["verdict"] == verdict
+
+
 @pytest.mark.parametrize("changes", [{"threads": 1}, {"device": "another"}, {"torch": "2.11.0"}])
 def test_a_calibration_of_something_else_does_not_count(changes: dict[str, Any]) -> None:
     run_folder("base", timed(1e-3))
@@ -1019,6 +1034,20 @@ def test_what_differs_between_the_cells_of_an_unchanged_implementation_is_noise(
 
     slower = [pair.key[1] for pair in found.pairs if pair.verdict is Verdict.LIKELY_SLOWER]
     assert sorted(slower) == ["torch-0"] * named + ["torch-1"]
+
+
+@pytest.mark.parametrize("source", ["0", "1"])
+@pytest.mark.parametrize("slow", [2, 5, 8])
+def test_cells_that_are_ten_times_as_slow_do_not_hide_each_other(slow: int, source: str) -> None:
+    times = np.ones((1, 6, 16))
+    times[:, 0, :slow] = 10.0
+
+    found = compare.compare(
+        side_of(np.ones((1, 6, 16))), side_of(times, **{"source of plugin plugin-0": source})
+    )
+
+    slower = [pair.key[1] for pair in found.pairs if pair.verdict is Verdict.LIKELY_SLOWER]
+    assert slower == ["torch-0"] * slow
 
 
 def test_where_versions_differ_nothing_is_known_to_be_unchanged() -> None:

@@ -28,6 +28,10 @@ LEAST_CELLS = 5
 """Fewer cells do not tell it either."""
 WIDEST = 0.05
 """Spread of cells above which it is change, not noise."""
+WIDEST_OWN = 0.2
+"""The same of the cells of one implementation: a cell that takes four times as long is named whatever the others do."""
+DOUBTED = 2.0
+"""Times as far as a calibration says cells may lie apart, before it is not believed."""
 FEW = 0.2
 """Half interval of a time of fewer than five blocks where the machine is not known: of three that scatter by 8 %."""
 ALIKE = 0.25
@@ -236,10 +240,8 @@ def _spreads(
     }
     spreads: list[tuple[float, int] | None] = []
     for name, shift in zip(names, shifts, strict=True):
-        if name in of_others:
-            spreads.append(max(of_most, (of_others[name](shift), len(several[name]) - 2)))
-        else:
-            spreads.append(max(of_most, (of_own.get(name, 0.0), len(own[name]) - 1)))
+        error = of_others[name](shift) if name in of_others else of_own.get(name, 0.0)
+        spreads.append(max(of_most, (min(WIDEST_OWN, error), len(own[name]) - 1 - (name in of_others))))
     return spreads
 
 
@@ -257,8 +259,9 @@ def _effect(
     within = [half for _, half in sides if half is not None]
     if known is not None:
         error = known.spread * math.sqrt(1 / len(before) + 1 / len(now))
-        halves = [*within, estimates.half_of(error, known.degrees)]
-        return Effect(estimates.widened(shift, halves, known.degrees), Way.CALIBRATION, noisy)
+        if spread is None or spread[0] <= DOUBTED * error:
+            halves = [*within, estimates.half_of(error, known.degrees)]
+            return Effect(estimates.widened(shift, halves, known.degrees), Way.CALIBRATION, noisy)
     within += [FEW for side, half in sides if half is None and any(one.grade > GRADES[0] for one in side)]
     if spread is not None:
         error, degrees = spread
