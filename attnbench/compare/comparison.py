@@ -29,7 +29,8 @@ LEAST_CELLS = 5
 WIDEST = 0.05
 """Spread of cells above which it is change, not noise."""
 WIDEST_OWN = 0.2
-"""The same of the cells of one implementation: a cell that takes four times as long is named whatever the others do."""
+"""The same of the cells of one implementation: of ten, one that takes four times as long is named whatever the others do, of five one
+of seven times."""
 DOUBTED = 2.0
 """Times as far as a calibration says cells may lie apart, before it is not believed."""
 FEW = 0.2
