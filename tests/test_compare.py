@@ -235,6 +235,16 @@ def test_a_time_that_was_disturbed_is_no_regression() -> None:
     assert verdict(row(1e-3), row(2e-3, grade="B")) == (1, "likely slower")
 
 
+@pytest.mark.parametrize(("factor", "said"), [(2.1, True), (1 / 2.1, True), (1.9, False)])
+def test_what_is_unclear_though_it_takes_twice_as_long_is_counted(factor: float, said: bool) -> None:
+    base = written(Path("base.csv"), *cells(5), row(1e-3))
+    new = written(Path("new.csv"), *cells(5), row(1e-3 * factor, grade="C"))
+
+    _, out, _ = told(base, new)
+
+    assert ("more than 2 times as long or as short as before: 1;" in " ".join(out.split())) is said
+
+
 ENDS = [
     ("ok", "wrong", "newly wrong", 1),
     ("ok", "impossible", "newly wrong", 1),

@@ -22,7 +22,7 @@ UNTIMED = "none"
 """Preset of a run that only verifies: its `ok` rows have errors and no times."""
 PRESETS: Mapping[str, Preset] = {
     UNTIMED: Preset(launches=0, budget_s=0.0),
-    "quick": Preset(launches=1, budget_s=0.5),
+    "quick": Preset(launches=3, budget_s=0.5),
     "default": Preset(launches=3, budget_s=3.0),
     "gate": Preset(launches=5, budget_s=15.0),
 }

@@ -1,5 +1,6 @@
 """`Comparison` -> text for a terminal, Markdown for a pull request, and records for programs."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from attnbench.units import bytes_text, number, seconds_text
 MOST_IN_MARKDOWN = 100
 """Cells at the most, unless all are asked for: a comment of a pull request holds 65,536 characters."""
 LONGEST_REASON = 120
+FAR = 2
+"""Times as long, or as short, from which on it is said that a cell is unclear all the same."""
 _BAD = (
     *(Verdict.NEWLY_WRONG, Verdict.NEWLY_FAILING, Verdict.ONLY_IN_BASE),
     *(Verdict.SLOWER, Verdict.LIKELY_SLOWER),
@@ -150,6 +153,14 @@ def _legend(comparison: Comparison) -> list[str]:
         lines.append(
             "how far two runs lie apart here is not known, so a change is at most `likely`: measure three runs a "
             "side, or calibrate the machine (`attnbench selftest --calibrate`)"
+        )
+    far = [
+        pair for pair in comparison.pairs if pair.verdict is Verdict.UNCLEAR and pair.shift > math.log(FAR)
+    ]
+    if far:
+        lines.append(
+            f"`unclear`, but more than {FAR} times as long or as short as before: {len(far)}; noise that wide hides a change: "
+            "see `--all`, measure three runs a side"
         )
     return lines
 
