@@ -215,12 +215,15 @@ def _described(message: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def merged(ours: Plan, base: Base) -> Plan:
-    """Both sides' cells, so that those of one problem and device stand together."""
+def merged(ours: Plan, base: Base, width: float | None) -> Plan:
+    """Both sides' cells, so that those of one problem and device stand together.
+
+    Without a `width` each spends its budget: where one ended before the other, few rounds would be in common.
+    """
     theirs: dict[tuple[str, str], list[Planned]] = {}
     for planned in base.cells:
         theirs.setdefault((planned.cell.problem, planned.cell.device), []).append(planned)
     cells: list[Planned] = []
     for key, same in groupby(ours.cells, key=lambda p: (p.cell.problem, p.cell.device)):
         cells += [*same, *theirs.get(key, ())]
-    return replace(ours, cells=tuple(cells))
+    return replace(ours, cells=tuple(cells), width=width or 0.0)

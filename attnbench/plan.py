@@ -16,6 +16,8 @@ from attnbench.suites import PRESETS, Suite
 
 LARGEST = 1_000_000
 """Cells of one plan at the most."""
+WIDTH = 0.01
+"""Half-width of an interval at which a launch ends, unless the suite says otherwise."""
 
 NO_CACHE = "the size of the last-level cache is not known, so no call can be called cold"
 
@@ -171,7 +173,7 @@ def make(
         baseline=suite.baseline if suite.baseline in chosen else None,
         launches=(measure.launches or preset.launches) if preset.launches else 0,
         budget_s=(measure.budget_s or preset.budget_s) if preset.launches else 0.0,
-        width=measure.width,
+        width=WIDTH if measure.width is None else measure.width,
     )
 
 

@@ -110,17 +110,20 @@ def test_another_environment_is_measured_in_the_same_rounds(here: Path) -> None:
     _, found = results.load(here / "run")
     kernels = {result.cell.implementation: result for result in found}
     assert set(kernels) == {"kernel", "kernel-new", "kernel@base", "kernel-new@base"}
+    assert {row["stop_reason"] for row in rows(here).values()} == {"budget"}  # else few rounds are in common
     ratio = paired(kernels["kernel"], kernels["kernel@base"])
     assert ratio is not None
     assert 1.6 < ratio.location < 2.4
 
 
 def test_another_plugin_file_brings_its_own_implementations(here: Path) -> None:
-    done = run(here, "suite.yaml", "--plugin", "new.py", "--against", "plugin=old.py")
+    width = ("--set", "measure.width=50%")
+    done = run(here, "suite.yaml", "--plugin", "new.py", "--against", "plugin=old.py", *width)
     assert done.returncode == 1, done.stderr
     assert "1 only in base" in done.stdout
     assert "1 only in new" in done.stdout
     assert set(rows(here)) == {"kernel", "kernel-new", "kernel@base", "kernel-old@base"}
+    assert {row["stop_reason"] for row in rows(here).values()} == {"interval within 50%"}
     assert {row["status"] for row in rows(here).values()} == {"ok"}
 
 

@@ -31,7 +31,7 @@ from attnbench.runner import Progress
 
 BAD = sorted((Path(__file__).parent / "bad_suites").glob("*.yaml"))
 QUICK = Path(__file__).parent.parent / "suites" / "quick.yaml"
-STORED = Path(__file__).parent.parent / "results" / "quick-20261121-113454"
+STORED = Path(__file__).parent.parent / "results" / "quick"
 PROBLEM = "batch=1 seqlen=16 heads=2 head_dim=8 dtype=float32 mask=full"
 
 PLUGIN = """
@@ -428,7 +428,7 @@ def test_show_says_that_a_run_without_its_table_lacks_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell = Cell(problem=PROBLEM, implementation="mine", device="cpu", threads=1)
-    results.write_header(tmp_path, results.load(QUICK.parent.parent / "results" / "quick-20261121-113454")[0])
+    results.write_header(tmp_path, results.load(QUICK.parent.parent / "results" / "quick")[0])
     with results.Journal(tmp_path) as journal:
         journal.append(Result(cell=cell, status=Status.FAILED, reason="it fell"))
     assert main(["show", str(tmp_path)]) == 0
@@ -468,7 +468,7 @@ def test_a_run_without_anything_to_show_has_only_a_summary(runs: Runs) -> None:
 
 
 def test_the_baseline_of_a_run_stands_first_where_it_is_printed_too() -> None:
-    folder = QUICK.parent.parent / "results" / "quick-20261121-113454"
+    folder = QUICK.parent.parent / "results" / "quick"
     stored, cells = results.load(folder)
     assert display.baseline(stored) == "torch-sdpa"
     assert re.search(r"unit +torch-sdpa +numpy", display.tables_text(cells, None, stored))

@@ -19,7 +19,7 @@ from attnbench.cli import main
 from attnbench.records import Block, Result
 
 ROOT = Path(__file__).parents[1]
-QUICK = str(ROOT / "results/quick-20261121-113454")
+QUICK = str(ROOT / "results/quick")
 
 
 def timed(

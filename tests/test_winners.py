@@ -18,7 +18,7 @@ from attnbench.records import Accuracy, Block, Result, Status
 from attnbench.winners import Contest, Terms, Verdict
 
 ROOT = Path(__file__).parents[1]
-QUICK, CPU = "results/quick-20261121-113454", "results/cpu-20261121-113740"
+QUICK, CPU = "results/quick", "results/cpu-20261121-113740"
 
 
 def contests(*rows: Result, **terms: Any) -> list[Contest]:

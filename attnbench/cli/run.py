@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
                 ]
             base = ask(theirs[0], against, suite, devices=wanted, missing=missing, choice=choice)
             side = base.side(*theirs)
-            made = merged(made, base)
+            made = merged(made, base, suite.measure.width)
         seed = earlier.seed if earlier else _seed(arguments.seed, suite.measure.seed)
         head = header.make(
             schema=results.SCHEMA,

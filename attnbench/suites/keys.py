@@ -96,7 +96,7 @@ MEASURE_KEYS: Mapping[str, Key] = {
     "launches": Key("integer", "the preset's", "fresh processes that a cell is measured in", least=1),
     "budget": Key("duration", "the preset's", "measuring of one cell, over all launches",
         least=1e-3, field="budget_s"),
-    "width": Key("share", "1%", "half-width of the 95 % interval at which a launch ends before its budget; 0 never does"),
+    "width": Key("share", "1%; 0 with `--against`", "half-width of the 95 % interval at which a launch ends before its budget; 0 never does"),
     "timeout": Key("duration", "60s", "end of a job; waiting for its turn does not count",
         least=1e-3, field="timeout_s"),
     "memory": Key("memory", "most of the machine's", "limit of one job", least=1, field="memory_bytes"),

@@ -30,12 +30,12 @@ PRESETS: Mapping[str, Preset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """How each cell is measured. None: all threads, no limit of memory, the preset's launches and budget."""
+    """How each cell is measured. None: all threads, no limit of memory, the preset's launches and budget, `plan.WIDTH`."""
 
     preset: str = "default"
     launches: int | None = None
     budget_s: float | None = None
-    width: float = 0.01
+    width: float | None = None
     timeout_s: float = 60.0
     memory_bytes: int | None = None
     threads: int | None = None

@@ -4,7 +4,7 @@
 
 Forks, inputs, first calls, verdict, memory and check all count as overhead. The wall time of a problem
 less its blocks' time, by the runner's own clock, is divided by its jobs. In the second figure the calls
-of the implementation are left out: preparing and two calls as the canary saw them, and two of the median's length.
+of the implementation are left out: preparing and two calls as the canary saw them, and in each launch two of the median's length.
 Run it with nothing else going on.
 """
 
@@ -45,7 +45,7 @@ class Watched(runner.Runner):
         row, answer = super()._finished(candidate), candidate.answer
         assert row.timing is not None
         self.called_s += sum(answer[name] for name in ("setup_s", "first_call_s", "call_s"))
-        self.called_s += 2 * row.timing.median_s
+        self.called_s += 2 * self.plan.launches * row.timing.median_s
         return row
 
 
@@ -54,7 +54,8 @@ def overheads(name: str, overrides: Sequence[str] = ()) -> list[tuple[float, flo
     suite = suites.load(name, overrides)
     registry = plugins.discover()
     devices = plan.resolve(suite.devices)
-    made = plan.make(suite, registry, devices=devices, threads=available_cores())
+    threads = suite.measure.threads or available_cores()
+    made = plan.make(suite, registry, devices=devices, threads=threads)
     with (
         tempfile.TemporaryDirectory() as folder,
         runner.fork_server(patient=True) as patient,

@@ -18,7 +18,7 @@ from attnbench.problem import Problem
 Benchmark = Any
 
 LONG = "batch=1 seqlen=16384 heads_q=32 heads_kv=8 head_dim=128 dtype=bfloat16 mask=causal"
-STORED = Path(__file__).parents[2] / "results/quick-20261121-113454"
+STORED = Path(__file__).parents[2] / "results/quick"
 WIDE = """
 question: how long does a plan of 100,000 cells take
 problems:
