@@ -669,6 +669,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(verb: str, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_full_is_an_error_and_no_finding(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "attnbench", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+    assert (done.returncode, done.stderr) == (2, "error: cannot write: No space left on device\n")
+
+
 # ---------------------------------------------------------------- the other verbs
 
 
@@ -700,7 +713,7 @@ def test_plan_tells_counts_reasons_and_every_cell_if_asked(
     told = capsys.readouterr().out
     assert "cells            6, of which 4 are jobs" in told
     assert "2  mine-lost: unavailable: needs no-such-distribution, which is not installed" in told
-    assert "preset           quick: 20.0 ms a cell" in told
+    assert "preset           quick: 20.0 ms a cell, over 3 fresh processes" in told
     assert main([*words, "--all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("batch=1 ")]) == 6

@@ -102,10 +102,16 @@ MALFORMED = {
     "a column twice": (TWO.replace("cache", "clock").encode(), ":1: column `clock` is there 2 times"),
     "text for a number": (f"{TWO}{LINE[:-5]}fast\n".encode(), ":3: column `median_s` must be a number, got 'fast'"),
     "a decimal comma": (f'{HEADER}\n{LINE[:-5]}"0,1"\n'.encode(), ":2: column `median_s` must be a number, got '0,1'"),
+    "thousands": (TWO.replace("0.001", "1_000").encode(), ":2: column `median_s` must be a number, got '1_000'"),
+    "other digits": (TWO.replace("0.001", "٣").encode(), ":2: column `median_s` must be a number, got '٣'"),
+    "memory below zero": (
+        f"workspace_bytes,{HEADER}\n-8,{LINE}\n".encode(),
+        ":2: column `workspace_bytes` must be zero or more, got -8",
+    ),
     "half a thread": (TWO.replace(",2,", ",1.5,").encode(), ":2: column `threads` must be a whole number, got '1.5'"),
     "no time at all": (TWO.replace("0.001", "0").encode(), ":2: column `median_s` must be above zero, got 0.0"),
-    "not a number": (TWO.replace("0.001", "nan").encode(), ":2: column `median_s` must be above zero, got nan"),
-    "infinitely long": (TWO.replace("0.001", "inf").encode(), ":2: column `median_s` must be above zero, got inf"),
+    "not a number": (TWO.replace("0.001", "nan").encode(), ":2: column `median_s` must be finite, got nan"),
+    "infinitely long": (TWO.replace("0.001", "inf").encode(), ":2: column `median_s` must be finite, got inf"),
     "a time is missing": (TWO.replace("0.001", "").encode(), ":2: column `median_s` is empty"),
     "a key is missing": (TWO.replace("warm", "").encode(), ":2: column `cache` is empty"),
     "duplicate keys": (f"{TWO}\n{LINE}\n".encode(), ":4: columns problem, implementation, device, threads, cache, "),
@@ -255,7 +261,9 @@ ENDS = [
     ("ok", "failed", "newly failing", 1),
     ("ok", "unsupported", "newly failing", 1),
     ("ok", "unavailable", "newly failing", 1),
-    ("ok", "not run", "newly failing", 1),
+    ("ok", "not run", "only in base", 1),
+    ("not run", "ok", "only in new", 0),
+    ("not run", "wrong", "newly wrong", 1),
     ("wrong", "ok", "fixed", 0),
     ("unsupported", "ok", "fixed", 0),
     ("crashed", "wrong", "newly wrong", 1),
@@ -403,7 +411,7 @@ def test_a_side_is_as_bad_as_the_worst_of_its_runs() -> None:
     for name, side, expected in (
         ("flaky", (ok, wrong, ok), "newly wrong"),
         ("short", (ok, short, ok), "unclear"),
-        ("gone", (short, short), "newly failing"),
+        ("gone", (short, short), "only in base"),
     ):
         for at, one in enumerate(side):
             written(Path(f"{name}-{at}.csv"), one)
@@ -524,10 +532,21 @@ def test_what_differs_between_the_machines_comes_first_and_opens_the_gate() -> N
     code, out, _ = told(base, new)
     lines = out.splitlines()
     assert lines[3] == f"  machine: device cpu: {DEVICE} -> another CPU"
-    assert "nothing is called a regression" in lines[4]
+    assert "no change of time or memory is called a regression" in lines[4]
+    assert lines[-1] == "no gate for times: the runs differ in more than the code"
     assert "likely slower" in out
     assert code == 0
     assert told(base, new, "--fail-on", "slower")[0] == 1
+
+
+def test_what_is_wrong_or_fails_is_a_regression_on_any_machine() -> None:
+    base = row(device_name="x")
+
+    for status in ("wrong", "out of memory"):
+        new = row("", device_name="y", status=status, reason="because")
+        assert compared([base], [new])[0] == 1
+        assert compared([base], [new], "--fail-on", "none")[0] == 0
+    assert compared([base], [row(5e-3, device_name="y")])[0] == 0
 
 
 CIRCUMSTANCES: list[tuple[dict[str, Any], str | None, bool]] = [
@@ -700,6 +719,15 @@ def test_csv_and_json_hold_the_same_cells(sides: tuple[str, str]) -> None:
     assert [one["verdict"] for one in rows[:3]] == ["newly wrong", "only in base", "likely slower"]
     assert [one["regressions"] for one in rows[:3]] == ["wrong", "missing", "slower"]
     assert {one["device"] for one in rows} == {"cpu"}
+
+
+def test_what_a_csv_has_no_row_for_stands_beside_it(tmp_path: Path) -> None:
+    base = written(tmp_path / "base.csv", *cells(5))
+    code, out, err = told(base, written(tmp_path / "new.csv", *cells(5, 2.0)), "--format", "csv")
+
+    assert (code, err) == (1, "regressions: 5 slower; mine slower as a whole\n")
+    assert told(base, base, "--format", "csv")[2] == "no regression\n"
+    assert len(out.splitlines()) == 6
 
 
 def test_a_csv_without_changes_has_its_header() -> None:

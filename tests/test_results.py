@@ -515,7 +515,7 @@ def test_a_csv_alone_is_enough(tmp_path: Path) -> None:
     [
         ("status", "fine", "column `status`: unknown status 'fine'"),
         ("median_s", "", "column `median_s` is empty"),
-        ("median_s", "nan", "column `median_s` must be above zero, got nan"),
+        ("median_s", "nan", "column `median_s` must be finite, got nan"),
         ("threads", "", "column `threads` is empty"),
         ("implementation", "", "column `implementation` is empty"),
         ("p20_s", "", "column `p20_s` is empty"),

@@ -4,6 +4,7 @@ Each verb lives in a module of its own, imported when it is asked for, so that `
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -292,3 +293,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `attnbench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or arguments.debug:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: cannot write: {error.strerror}", file=sys.stderr)
+        return BAD_INPUT

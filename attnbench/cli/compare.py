@@ -17,6 +17,8 @@ from attnbench.records import Result, Run
 NONE = "none"
 DEFAULT = tuple(kind for kind in KINDS if kind != "accuracy")
 """Errors within the budget are right; how much they vary with the inputs depends on the problem."""
+ANYWHERE = ("wrong", "failing")
+"""What no other machine, version or setting excuses."""
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -35,9 +37,10 @@ def _main(arguments: argparse.Namespace) -> int:
             "a time is so far from that of the other side that their ratio is no number",
             hint="look at the smallest and the largest `median_s` of both",
         ) from None
-    kinds = asked if asked is not None else DEFAULT if found.comparable else ()
+    kinds = asked if asked is not None else DEFAULT if found.comparable else ANYWHERE
     if arguments.format == "csv":
         _write_csv(found, arguments.all)
+        print(tables.verdict_line(found, kinds), file=sys.stderr)  # an implementation as a whole has no row
     elif arguments.format == "json":
         document = tables.document(found, kinds, everything=arguments.all)
         print(json.dumps(document, indent=2))

@@ -87,7 +87,8 @@ def _main(arguments: argparse.Namespace) -> int:
     print(f"caches           {', '.join(dict.fromkeys(suite.measure.caches))}")
     print(f"cells            {len(made.cells)}, of which {len(made.jobs)} are jobs")
     print(f"baseline         {made.baseline or 'the first that is ok'}")
-    print(f"preset           {suite.measure.preset}: {seconds_text(made.budget_s)} a cell")
+    spread = f", over {made.launches} fresh processes" if made.launches > 1 else ""
+    print(f"preset           {suite.measure.preset}: {seconds_text(made.budget_s)} a cell{spread}")
     print(
         f"estimated        about {seconds_text(made.seconds)}"
         if made.jobs

@@ -87,6 +87,8 @@ def by_status(base: Outcome, new: Outcome) -> Verdict | None:
         return Verdict.ONLY_IN_BASE
     if base.status is None:
         return Verdict.ONLY_IN_NEW
+    if Status.NOT_RUN in (base.status, new.status) and Status.OK in (base.status, new.status):
+        return Verdict.ONLY_IN_BASE if base.status is Status.OK else Verdict.ONLY_IN_NEW
     if base.status is Status.OK:
         if new.status is Status.OK:
             return _by_times(base.median_s, new.median_s)

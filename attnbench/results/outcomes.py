@@ -211,25 +211,27 @@ class _Columns:
         """None for an empty text."""
         kind = KINDS[name]
         try:
+            if not _plain("".join(self.texts[name])):
+                raise ValueError
             found: list[Any] = [kind(text) if text else None for text in self.texts[name]]
         except ValueError:
             row = next(at for at, text in enumerate(self.texts[name]) if text and not _is(kind, text))
             place = f"{self.path}:{self.numbers[row]}"
             raise no_number(place, name, kind, self.texts[name][row]) from None
-        if kind is float:
-            least = 0.0 if name in _ABOVE_ZERO else -math.inf
-            known = [value for value in found if value is not None]
-            if not all(map(math.isfinite, known)) or min(known, default=math.inf) <= least:
-                row, value = next(
-                    (row, value)
-                    for row, value in enumerate(found)
-                    if value is not None and not least < value < math.inf
-                )
-                raise self.wrong(
-                    row,
-                    f"column `{name}` must be {'above zero' if least == 0 else 'finite'}, got {value!r}",
-                    "leave it empty where it is not known",
-                )
+        above = name in _ABOVE_ZERO
+        least = math.ulp(0.0) if above else 0.0
+        known = [value for value in found if value is not None]
+        finite = kind is int or all(map(math.isfinite, known))
+        if not finite or min(known, default=math.inf) < least:
+            row, value = next(
+                (row, value)
+                for row, value in enumerate(found)
+                if value is not None and not least <= value < math.inf
+            )
+            must = ("above zero" if above else "zero or more") if finite or math.isfinite(value) else "finite"
+            raise self.wrong(
+                row, f"column `{name}` must be {must}, got {value!r}", "leave it empty where it is not known"
+            )
         return found
 
     def keys(self) -> list[CellKey]:
@@ -276,7 +278,14 @@ class _Columns:
         return found
 
 
+def _plain(text: str) -> bool:
+    """Whether it can be of numbers as programs write them: Python also reads `1_000` and digits of other scripts."""
+    return text.isascii() and "_" not in text
+
+
 def _is(kind: type[Any], text: str) -> bool:
+    if not _plain(text):
+        return False
     try:
         kind(text)
     except ValueError:

@@ -1,7 +1,7 @@
 """Results -> tables that a person reads, as text and as Markdown. Nothing here prints."""
 
 from attnbench.tables.axes import AXES, axes
-from attnbench.tables.comparison import comparison_markdown, comparison_text, document, records
+from attnbench.tables.comparison import comparison_markdown, comparison_text, document, records, verdict_line
 from attnbench.tables.quantities import VIEWS, view
 from attnbench.tables.reasons import clean
 from attnbench.tables.rendering import LARGEST_GRID, markdown, text, wrapped
@@ -29,6 +29,7 @@ __all__ = [
     "table",
     "text",
     "timing",
+    "verdict_line",
     "view",
     "wrapped",
 ]

@@ -52,13 +52,17 @@ def verdict_text(verdict: Verdict, margin: float) -> str:
 def verdict_line(comparison: Comparison, kinds: Collection[str]) -> str:
     """What is a regression, in a few words."""
     if not kinds:
-        return "no gate" if comparison.comparable else "no gate: the runs differ in more than the code"
+        return "no gate"
     counts = Counter(kind for pair in comparison.pairs for kind in pair.regressions if kind in kinds)
     parts = [f"{count} {kind}" for kind, count in counts.items()]
     if "slower" in kinds:
         names = [clean(group.name) for group in comparison.groups if group.regressed]
         parts += [f"{', '.join(names)} slower as a whole"] * bool(names)
-    return f"regressions: {'; '.join(parts)}" if parts else "no regression"
+    if parts:
+        return f"regressions: {'; '.join(parts)}"
+    if not comparison.comparable and "slower" not in kinds:
+        return "no gate for times: the runs differ in more than the code"
+    return "no regression"
 
 
 def _counts(comparison: Comparison) -> str:
@@ -92,9 +96,9 @@ def _difference(difference: Difference) -> str:
 def _ungated(kinds: Collection[str], comparison: Comparison) -> str:
     if comparison.comparable:
         return ""
-    if kinds:
+    if "slower" in kinds:
         return "a change of time need not be the code's"
-    return "nothing is called a regression therefore, unless --fail-on asks for it"
+    return "no change of time or memory is called a regression therefore, unless --fail-on asks for it"
 
 
 def _ratio(value: float) -> str:
@@ -127,9 +131,9 @@ def _also(pair: Pair) -> str:
         told.append(f"error {_arrow(f'{before:.2g}', f'{now:.2g}')}")
     if pair.effect and pair.effect.noisy:
         told.append("too noisy to tell")
-    for outcome in (new, base):
+    for outcome, whose in ((new, ""), (base, "base: ")):
         if outcome.status not in (None, Status.OK) and outcome.reason:
-            told.append(short(outcome.reason, LONGEST_REASON))
+            told.append(whose + short(outcome.reason, LONGEST_REASON))
             break
     return "; ".join(told)
 
@@ -149,7 +153,11 @@ def _legend(comparison: Comparison) -> list[str]:
             "beside others: the ratio over that of each implementation that has not changed, and the median of these, problem "
             "by problem, with its 95 % interval; what moves all alike, as the machine does, is not in it"
         )
-    if ways & {Way.CELLS, Way.WITHIN}:
+    if comparison.in_turns and Way.WITHIN in ways:
+        lines.append(
+            "some cells have too few rounds in common for a ratio taken in turns: give them more time (`--preset gate`)"
+        )
+    elif ways & {Way.CELLS, Way.WITHIN}:
         lines.append(
             "how far two runs lie apart here is not known, so a change is at most `likely`: measure three runs a "
             "side, or calibrate the machine (`attnbench selftest --calibrate`)"

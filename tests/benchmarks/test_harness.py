@@ -76,7 +76,7 @@ def test_verification_at_16k(benchmark: Benchmark, kind: str) -> None:
 def test_comparison_of_100_000_rows_a_side(benchmark: Benchmark, tmp_path: Path) -> None:
     """As a user starts it; each row has all columns, and 50 of them are twice as slow on one side."""
     run, rows = results.load(STORED)
-    results.write_csv(tmp_path, [row for row in rows if row.timing], run)
+    results.write_csv(tmp_path, [row for row in rows if row.timing and row.timing.grade != "C"], run)
     header, *lines = (tmp_path / results.CSV).read_text().splitlines()
     many = [lines[at % len(lines)].replace("batch=1 ", f"batch={at} ", 1) for at in range(100_000)]
     median = header.split(",").index("median_s")
